@@ -1,0 +1,77 @@
+"""JAX, on a CPU, a GPU or a TPU; inside the caller's own jit, grad and vmap as well.
+
+Known to differ: subnormal numbers become 0; a float32 product uses TF32 on recent GPUs unless told otherwise, which
+`scope` does; float64 exists only with x64 enabled, and is refused otherwise, never narrowed. Networks placed on JAX are
+pytrees.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as xp
+import numpy as np
+
+from nnfwd import Activation, Dense, Network, Scale
+from nnfwd.bounds import Arithmetic
+from nnfwd.errors import DtypeError
+
+__all__ = ["arithmetic", "compile", "devices", "place", "scope", "to_numpy", "xp"]
+
+for _cls in (Dense, Scale, Activation, Network):
+    jax.tree_util.register_pytree_node_class(_cls)
+
+
+def _by_name() -> dict[str, Any]:
+    return {str(device): device for device in jax.devices()}
+
+
+def devices() -> tuple[str, ...]:
+    return tuple(_by_name())
+
+
+def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> jax.Array:
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise DtypeError(
+            'jax has float64 only with x64 enabled: ask for dtype="float32", '
+            'or enable it with jax.config.update("jax_enable_x64", True)'
+        )
+    if isinstance(a, jax.Array):
+        a = a.astype(dtype)
+        return a if device is None else jax.device_put(a, _by_name().get(device, device))
+    # Weights may first be placed while the caller's function is traced: they must not become tracers of that trace.
+    with jax.ensure_compile_time_eval():
+        placed = xp.asarray(a, dtype=dtype)
+        if device is None and like is not None and not isinstance(like, jax.core.Tracer):
+            device = like.device if isinstance(like.device, jax.Device) else None  # a sharding replicates by itself
+        return placed if device is None else jax.device_put(placed, _by_name().get(device, device))
+
+
+def to_numpy(x: Any, /) -> np.ndarray:
+    return np.asarray(x)
+
+
+def scope(precision: str, /) -> contextlib.AbstractContextManager[Any]:
+    return jax.default_matmul_precision({"highest": "highest", "high": "tensorfloat32", "medium": "bfloat16"}[precision])
+
+
+def compile(forward: Callable[..., jax.Array], layers: Any, /) -> Callable[[jax.Array], jax.Array]:
+    run = jax.jit(forward)
+    return lambda x: run(layers, x)
+
+
+def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
+    wide = {"u_acc": 2.0**-24, "u_out": {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]} if dtype in HALF else {}
+    return Arithmetic(dtype, flushes=True, ulp=ULP[dtype], **wide)
+
+
+HALF = ("float16", "bfloat16")
+
+# Largest error of XLA's functions on a CPU in units in the last place, as tests/test_ulp.py measures them.
+ULP = {
+    "float16": {"exp": 0.6, "expm1": 0.6, "log1p": 0.6, "log": 0.6, "tanh": 0.6, "erfc": 0.6},
+    "bfloat16": {"exp": 0.6, "expm1": 0.6, "log1p": 0.6, "log": 0.6, "tanh": 0.6, "erfc": 0.6},
+    "float32": {"exp": 6.5, "expm1": 6.9, "log1p": 3.0, "log": 3.0, "tanh": 5.5, "erfc": 10.0},
+    "float64": {"exp": 2.0, "expm1": 8.0, "log1p": 105.0, "log": 2.0, "tanh": 8.6, "erfc": 8.0},
+}

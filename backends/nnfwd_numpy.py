@@ -1,0 +1,47 @@
+"""NumPy, on the CPU.
+
+Known to differ: there is no bfloat16; float16 products are summed in float32 without BLAS, and slow, so float16 is for
+storage. Overflow is silent here as everywhere else: what does not fit becomes infinity, without a warning.
+"""
+
+import contextlib
+from typing import Any
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from nnfwd.bounds import Arithmetic
+from nnfwd.errors import DtypeError
+
+__all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
+
+
+def devices() -> tuple[str, ...]:
+    return ("cpu",)
+
+
+def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> np.ndarray:
+    if dtype == "bfloat16":
+        raise DtypeError("numpy has no bfloat16: use float16 or float32, or a backend that has it")
+    return np.asarray(a, dtype=dtype)
+
+
+def to_numpy(x: Any, /) -> np.ndarray:
+    return np.asarray(x)
+
+
+def scope(precision: str, /) -> contextlib.AbstractContextManager[Any]:
+    return np.errstate(all="ignore")
+
+
+def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
+    wide = {"u_acc": 2.0**-24, "u_out": 2.0**-11} if dtype == "float16" else {}
+    return Arithmetic(dtype, ulp=ULP[dtype], **wide)
+
+
+# Largest error of NumPy's functions in units in the last place, as tests/test_ulp.py measures them.
+ULP = {
+    "float16": {"exp": 0.6, "expm1": 0.6, "log1p": 0.6, "log": 0.6, "tanh": 0.6, "erfc": 0.6},
+    "float32": {"exp": 3.0, "expm1": 3.2, "log1p": 2.3, "log": 3.9, "tanh": 1.8, "erfc": 6.0},
+    "float64": {"exp": 1.0, "expm1": 1.2, "log1p": 1.2, "log": 1.0, "tanh": 1.2, "erfc": 6.0},
+}

@@ -1,0 +1,94 @@
+"""PyTorch, on a CPU or a GPU, with its autograd and under `torch.compile(fullgraph=True)`.
+
+Known to differ: the precision of float32 products is a setting of the whole process, seen by every thread. It is read
+and never changed: a setting looser than the precision asked for raises, naming the call to make. So does autocast, under
+which a product would not have the dtype of its operands.
+"""
+
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import array_api_compat.torch
+import numpy as np
+import torch
+
+from nnfwd.bounds import Arithmetic
+from nnfwd.errors import BackendError
+
+__all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
+
+
+def _maximum(a: Any, b: Any, /) -> torch.Tensor:
+    return torch.maximum(a, b) if isinstance(b, torch.Tensor) else torch.clamp(a, min=b)
+
+
+def _minimum(a: Any, b: Any, /) -> torch.Tensor:
+    return torch.minimum(a, b) if isinstance(b, torch.Tensor) else torch.clamp(a, max=b)
+
+
+# array-api-compat asks for the result type of a tensor and a scalar, which breaks the graph under torch.compile; these
+# take a scalar as PyTorch does.
+xp: Any = types.SimpleNamespace(
+    **{**vars(array_api_compat.torch), "maximum": _maximum, "minimum": _minimum, "where": torch.where}
+)
+
+
+def devices() -> tuple[str, ...]:
+    return ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
+
+
+def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> torch.Tensor:
+    if device is None and like is not None:
+        device = like.device
+    if isinstance(a, torch.Tensor):
+        return a.to(device=device, dtype=getattr(torch, dtype))
+    # A weight first placed in inference mode would be refused by autograd ever after.
+    with torch.inference_mode(False):
+        tensor = torch.as_tensor(a) if torch.compiler.is_compiling() else torch.tensor(a)
+        return tensor.to(device=device, dtype=getattr(torch, dtype))
+
+
+def to_numpy(x: Any, /) -> np.ndarray:
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _setting() -> str:
+    """The loosest precision that the process-wide settings allow for float32 products, or the name of autocast."""
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        return "autocast"
+    found = {torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision}
+    return "medium" if "bf16" in found else "high" if "tf32" in found else "highest"
+
+
+@contextlib.contextmanager
+def scope(precision: str, /) -> Iterator[None]:
+    allowed = {"highest": ("highest",), "high": ("highest", "high"), "medium": ("highest", "high", "medium")}[precision]
+    setting = _setting()
+    if setting == "autocast":
+        raise BackendError("torch.autocast would change the dtype of the products: leave it for this call")
+    if setting not in allowed:
+        raise BackendError(
+            f'precision="{precision}" was asked for and torch is set to "{setting}": '
+            f'call torch.set_float32_matmul_precision("{precision}"), or ask for precision="{setting}"'
+        )
+    yield
+
+
+def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
+    wide = {"u_acc": 2.0**-24, "u_out": {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]} if dtype in HALF else {}
+    return Arithmetic(dtype, ulp=ULP[dtype], **wide)
+
+
+HALF = ("float16", "bfloat16")
+
+# Largest error of PyTorch's functions on a CPU in units in the last place, as tests/test_ulp.py measures them.
+ULP = {
+    "float16": {"exp": 0.6, "expm1": 0.6, "log1p": 0.6, "log": 0.6, "tanh": 0.6, "erfc": 0.6},
+    "bfloat16": {"exp": 0.6, "expm1": 0.6, "log1p": 0.6, "log": 0.6, "tanh": 0.6, "erfc": 0.6},
+    "float32": {"exp": 1.2, "expm1": 1.2, "log1p": 1.2, "log": 1.2, "tanh": 1.2, "erfc": 6.0},
+    "float64": {"exp": 1.2, "expm1": 1.2, "log1p": 1.2, "log": 1.2, "tanh": 1.2, "erfc": 6.0},
+}

@@ -1,0 +1,210 @@
+"""Backends: how the pass reaches an array library, and how one is found.
+
+A backend is a module `nnfwd_<library>` with the five names of `Backend`; any such module on the path is one, a
+stranger's too. It says where arrays live and how a pass is executed, never what a network is. It is imported when it is
+asked for by name, or when an array of its library arrives, so `import nnfwd` imports no array library but NumPy.
+
+Three things a backend *may* have besides; without them the plain pass runs:
+
+    apply(forward, layers, x, /)                     what `net(x)` does instead (Dask: one `map_blocks`);
+                                                     `forward(x, layers)` is the whole public call
+    compile(forward, layers, /)                      a callable of x that executes `forward(layers, x)`, the plain pass
+                                                     in its scope, well (JAX: `jax.jit`); the layers are placed already
+    arithmetic(dtype, /, *, precision)               how the library rounds, a `nnfwd.bounds.Arithmetic`
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+import re
+import types
+from typing import Any, Protocol
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from nnfwd.errors import ArrayError, BackendError, UnknownNameError
+
+Array = Any
+PREFIX = "nnfwd_"
+PRECISIONS = ("highest", "high", "medium")
+
+
+class Backend(Protocol):
+    """What a module `nnfwd_<library>` provides."""
+
+    xp: Any
+    """The library's Array API namespace."""
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices usable here and now, as strings (`"cpu"`, `"cuda:0"`); `()` when there is none."""
+
+    def place(self, a: Array, /, *, dtype: str, like: Array | None = None, device: Any = None) -> Array:
+        """The NumPy array (or array of this library) `a` as `dtype`, on `device`, else next to `like`, else anywhere.
+
+        `device` is one of the strings of `devices()` or the library's own device object.
+        """
+
+    def to_numpy(self, x: Array, /) -> np.ndarray:
+        """The array as a NumPy array in host memory, complete: nothing is still being computed."""
+
+    def scope(self, precision: str, /) -> contextlib.AbstractContextManager[Any]:
+        """A context around every pass that makes the library multiply with `precision`."""
+
+
+def name_of(backend: Backend) -> str:
+    """The backend's name: `"jax"` for the module `nnfwd_jax`."""
+    return backend.__name__.removeprefix(PREFIX)  # type: ignore[attr-defined, no-any-return]
+
+
+_by_type: dict[type, Backend] = {}
+
+
+def of(x: Array, /, what: str = "x") -> Backend:
+    """The backend of an array. Raises `ArrayError` where `x` is no array, naming the conversion to write."""
+    found = _by_type.get(type(x))
+    if found is None:
+        found = _by_type[type(x)] = _find(x, what)
+    return found
+
+
+def _find(x: Array, what: str) -> Backend:
+    kind = type(x)
+    if isinstance(x, np.ndarray) and kind not in (np.ndarray, np.memmap):
+        write = f"{what}.filled(...)" if isinstance(x, np.ma.MaskedArray) else f"numpy.asarray({what})"
+        raise ArrayError(f"{what} is a {kind.__module__}.{kind.__name__}: write {write}, nothing is dropped silently")
+    try:
+        namespace = array_namespace(x)
+    except TypeError:
+        write = next((f": write {what}.{m}" for m in ("to_numpy()", "data") if hasattr(x, m.strip("()"))), "")
+        raise ArrayError(
+            f"{what} is a {kind.__module__}.{kind.__name__}, not an array or a nested list of numbers{write}"
+        ) from None
+    library = namespace.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    try:
+        return _load(library)
+    except UnknownNameError:
+        return _Standard(library, namespace)
+
+
+def load(backend: str | types.ModuleType, /) -> Backend:
+    """The backend of a name (`"jax"`) or of a namespace module (`jax.numpy`), usable here and now.
+
+    Raises `UnknownNameError` where there is no such backend, `BackendError` where its library is not installed, broken,
+    or finds no device.
+    """
+    if isinstance(backend, types.ModuleType):
+        name = backend.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    elif isinstance(backend, str):
+        name = backend
+    else:
+        raise UnknownNameError("backend", backend, _names())
+    found = _load(name)
+    if not found.devices():
+        raise BackendError(f"{name} is installed but finds no usable device here: choose another backend")
+    return found
+
+
+def _load(name: str) -> Backend:
+    if not name.isidentifier() or importlib.util.find_spec(PREFIX + name) is None:
+        raise UnknownNameError("backend", name, _names())
+    try:
+        return importlib.import_module(PREFIX + name)  # type: ignore[return-value]
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise BackendError(f"{name} is installed but broken: {error}") from error
+        raise BackendError(f"{name} is not installed: {_install(name)}") from None
+    except Exception as error:  # a library may fail to import in any way, and it is the user's to mend
+        raise BackendError(f"{name} is installed but broken: {_line(error)}") from error
+
+
+class _Standard:
+    """The backend of a conforming library that has no module of its own: the Array API standard and nothing else."""
+
+    def __init__(self, library: str, namespace: Any) -> None:
+        self.__name__ = PREFIX + library
+        self.xp = namespace
+
+    def devices(self) -> tuple[str, ...]:
+        return tuple(str(device) for device in self.xp.__array_namespace_info__().devices())
+
+    def place(self, a: Array, /, *, dtype: str, like: Array | None = None, device: Any = None) -> Array:
+        if device is None and like is not None:
+            device = like.device
+        return self.xp.asarray(a, dtype=getattr(self.xp, dtype), device=device)
+
+    def to_numpy(self, x: Array, /) -> np.ndarray:
+        return np.from_dlpack(x)
+
+    def scope(self, precision: str, /) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendInfo:
+    """What is known of one backend on this machine."""
+
+    name: str
+    version: str | None
+    """Version of the installed library, None when it is not installed."""
+    devices: tuple[str, ...] | None
+    """Usable devices, None when not probed."""
+    status: str
+    """`installed`, `usable`, `installed, no device`, `broken: <why>`, or `missing: <how to install>`."""
+
+
+def backends(*, devices: bool = False) -> tuple[BackendInfo, ...]:
+    """Every backend on the path, the library's version, and how to install what is missing.
+
+    Reads package metadata only; with `devices=True` it imports each installed library and asks for its devices.
+    """
+    return tuple(_info(name, probe=devices) for name in _names())
+
+
+def _info(name: str, *, probe: bool) -> BackendInfo:
+    if importlib.util.find_spec(name) is None:
+        return BackendInfo(name, None, None, f"missing: {_install(name)}")
+    version = _version(name)
+    if not probe:
+        return BackendInfo(name, version, None, "installed")
+    try:
+        found = _load(name).devices()
+    except Exception as error:  # probing must answer for every library, whatever it raises
+        return BackendInfo(name, version, (), _line(error).removeprefix(f"{name} is installed but "))
+    return BackendInfo(name, version, found, "usable" if found else "installed, no device")
+
+
+def _names() -> list[str]:
+    return sorted({m.name.removeprefix(PREFIX) for m in pkgutil.iter_modules() if m.name.startswith(PREFIX)})
+
+
+def _extra(name: str) -> list[str]:
+    """Distributions that nnfwd's extra of this name asks for (CuPy has a distribution per CUDA version)."""
+    needs = importlib.metadata.requires("nnfwd") or []
+    return [
+        re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in needs if re.search(rf"extra == ['\"]{name}['\"]", need)
+    ]
+
+
+def _install(name: str) -> str:
+    return f"pip install 'nnfwd[{name}]'" if _extra(name) else f"pip install {name.replace('_', '-')}"
+
+
+def _version(name: str) -> str:
+    for distribution in (name, *_extra(name), *importlib.metadata.packages_distributions().get(name, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return "unknown"
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def check_precision(precision: str) -> None:
+    """Raises `UnknownNameError` unless precision is one of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)

@@ -1,0 +1,404 @@
+"""How far rounding may take a computed pass from the exact one: a bound derived for the very input, not a guess.
+
+The exact network is the placed weights; h is the exact activation for the exact stored input, and e bounds
+|computed - h|. e = 0 for the input. The bound holds for any order of summation, with or without fused multiply-add,
+with gradual underflow or with subnormals flushed to 0. It does not hold for Strassen-like products.
+
+With n the fan-in, u the unit roundoff, lambda the smallest normal and eta the smallest subnormal number, Omega the
+largest finite one and gamma_m = m u / (1 - m u), a Dense layer's weighted sum z is within E of its computed value:
+
+    A = sum |W| (|h| + e) + |b|,    c = (1 + u_in)^2 (1 + gamma_{n+1}(u_acc)) (1 + u_out)^2 - 1
+    E = sum |W| e + c A + (1 + c) U,    U the underflow of n products and sums
+
+    N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1
+    C.-P. Jeannerod and S. M. Rump, SIAM J. Matrix Anal. Appl. 34 (2013) 338-344: n u for gamma_n, with no restriction
+    P. Blanchard, N. J. Higham, F. Lopez, T. Mary, S. Pranesh, SIAM J. Sci. Comput. 42 (2020): wide sums of narrow products
+    P. Blanchard, D. J. Higham, N. J. Higham, IMA J. Numer. Anal. 41 (2021) 2311-2330: softmax
+
+u_out enters twice: a wide sum is rounded to the narrow format, and so is the sum with the bias after it. Where no
+operation can round at all (small integers), c = U = 0 and the bound asks for equality. Where overflow is possible, here
+or before, e is infinite: nothing is claimed.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nnfwd.errors import ArrayError
+from nnfwd.layers import Chain, Dense, Layer, Scale
+from nnfwd.reference import FLOATS, VECTOR, activate, digits, each, member, nested, scalar_form
+
+_FORMATS = {"float16": (11, -14, 15), "bfloat16": (8, -126, 127), "float32": (24, -126, 127), "float64": (53, -1022, 1023)}
+_ULP = {"exp": 8.0, "expm1": 8.0, "log1p": 8.0, "log": 8.0, "tanh": 8.0, "erfc": 16.0}
+_SLACK = 1 + 2.0**-40  # for the bound's own rounding
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a library rounds in one dtype: unit roundoffs, underflow, and the errors of its functions.
+
+    The defaults are IEEE arithmetic with sums in the dtype itself, and cautious errors for an unmeasured library.
+    """
+
+    dtype: str
+    u_in: float = 0.0
+    """Unit roundoff to which operands of a product are rounded first (TF32: 2**-11), 0 where they are not."""
+    u_acc: float | None = None
+    """Unit roundoff of the sums of products, None for the dtype's own."""
+    u_out: float = 0.0
+    """Unit roundoff to which a wide sum is rounded, 0 where sums are in the dtype itself."""
+    flushes: bool = False
+    """Whether subnormal numbers may become 0."""
+    ulp: Mapping[str, float] = field(default_factory=lambda: _ULP)
+    """Largest error of exp, expm1, log1p, log, tanh and erfc, in units in the last place."""
+
+    u: float = field(init=False)
+    smallest_normal: float = field(init=False)
+    smallest: float = field(init=False)
+    largest: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        p, low, high = _FORMATS[self.dtype]
+        values = {
+            "u": 2.0**-p,
+            "smallest_normal": 2.0**low,
+            "smallest": math.ldexp(1.0, low - p + 1),
+            "largest": (2 - 2.0 ** (1 - p)) * 2.0**high,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def quantum(self) -> float:
+        """What a single underflow may lose."""
+        return self.smallest_normal if self.flushes else self.smallest
+
+
+def arithmetic_of(backend: Any, dtype: str, *, precision: str = "highest") -> Arithmetic:
+    """How a backend rounds, cautiously where it does not say."""
+    own = getattr(backend, "arithmetic", None)
+    return Arithmetic(dtype, flushes=True) if own is None else own(dtype, precision=precision)
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Exact outputs and, element by element, how far a computed one may be from them.
+
+    `exact` is an object array of Python floats, or mpmath numbers for float64; `error` a float64 array of the same
+    shape, infinite where nothing is claimed because overflow is possible.
+    """
+
+    exact: np.ndarray
+    error: np.ndarray
+
+    @property
+    def unclaimed(self) -> np.ndarray:
+        """True where overflow is possible, and nothing is claimed."""
+        return np.isinf(self.error)
+
+    def ratio(self, y: Any, /) -> np.ndarray:
+        """|y - exact| / error for a computed NumPy array y of the same shape: inside where <= 1.
+
+        0 where nothing is claimed. Where NaN or infinity came in, 0 for the same IEEE class and infinity for another.
+        """
+        y = np.asarray(y)
+        if y.shape != self.exact.shape:
+            raise ArrayError(f"y {y.shape} cannot be compared with {self.exact.shape}")
+        pairs = zip(y.astype("float64").ravel().tolist(), self.exact.ravel(), self.error.ravel().tolist(), strict=True)
+        return np.array([_ratio(*p) for p in pairs], dtype="float64").reshape(y.shape)
+
+
+def _ratio(y: float, exact: Any, error: float) -> float:
+    if math.isinf(error):
+        return 0.0
+    value = float(exact)
+    if exact != exact or math.isinf(value):  # a mpmath number beyond float64 is unclaimed, so this is a true infinity
+        return 0.0 if (y != y and exact != exact) or y == value else math.inf
+    if not math.isfinite(y):
+        return math.inf
+    distance = float(abs(y - exact))
+    return 0.0 if distance == 0 else math.inf if error == 0 else distance / error
+
+
+def bounded_feed_forward(x: Any, layers: Any, /, *, arithmetic: Arithmetic) -> Bounded:
+    """The exact output of a network for x and the bound on its computed value, by readable loops.
+
+    Args:
+        x: `(..., in)`, as stored: an array of dtype `arithmetic.dtype`, or nested lists of values it holds exactly.
+        layers: a `Network` or a sequence of layers, their arrays holding exactly what the computation used.
+        arithmetic: how the library rounds.
+
+    Returns:
+        `Bounded` of shape `(..., out)`, or `(members, ..., out)` for an ensemble.
+
+    Raises:
+        ArrayError: for an activation whose rounding is unknown (a callable of one's own).
+    """
+    chain = Chain.of(layers)
+    rows = np.array(nested(x), dtype="float64")
+    chain.check(rows.shape)
+    m = digits() if arithmetic.dtype == "float64" else FLOATS
+    members = [chain.layers] if chain.members is None else [tuple(member(chain, i)) for i in range(chain.members)]
+    exact, error = [], []
+    for each_member in members:
+        prepared = [_prepare(layer, m) for layer in each_member]
+        for row in rows.reshape(-1, rows.shape[-1]).tolist():
+            h, e = [m.number(value) for value in row], [0.0] * len(row)
+            for layer, weights in prepared:
+                h, e = _layer(layer, weights, h, e, arithmetic, m)
+            exact.append(h)
+            error.append(e)
+    width = len(exact[0]) if exact else chain.out_features or rows.shape[-1]
+    shape = (*(() if chain.members is None else (chain.members,)), *rows.shape[:-1], width)
+    values = np.empty(len(exact) * width, dtype=object)
+    values[:] = [value for row in exact for value in row]
+    return Bounded(values.reshape(shape), np.array(error, dtype="float64").reshape(shape))
+
+
+def _prepare(layer: Layer, m: Any) -> tuple[Layer, Any]:
+    """A Dense layer's rows of weights as floats and in the number system m, read once."""
+    if not isinstance(layer, Dense):
+        return layer, None
+    weight = nested(layer.weight)
+    bias = nested(layer.bias) or [0.0] * len(weight)
+    return layer, [(row, row if m is FLOATS else [m.number(w) for w in row], b) for row, b in zip(weight, bias, strict=True)]
+
+
+def _layer(layer: Layer, weights: Any, h: list[Any], e: list[float], arith: Arithmetic, m: Any) -> tuple[Any, Any]:
+    """One layer: exact inputs h with error bounds e, to exact outputs with theirs."""
+    if isinstance(layer, Dense):
+        sizes = [abs(float(value)) for value in h]
+        pairs = [_dense(w, wide, b, h, sizes, e, arith, m) for w, wide, b in weights]
+    elif isinstance(layer, Scale):
+        parameters = zip(*(each(value, len(h)) for value in (layer.scale, layer.center, layer.shift)), strict=True)
+        rounded = isinstance(layer.center, float)
+        pairs = [_scale(*p, h[i], e[i], rounded, arith, m) for i, p in enumerate(parameters)]
+    else:
+        pairs = list(zip(h, e, strict=True))
+    z, errors = [p[0] for p in pairs], [p[1] for p in pairs]
+    name = layer.activation.name
+    if name in VECTOR:
+        return _softmax(name, z, errors, arith, m)
+    return _elementwise(layer, z, errors, arith, m)
+
+
+def _dense(
+    w: list[float], wide: list[Any], b: float, h: list[Any], sizes: list[float], e: list[float], arith: Arithmetic, m: Any
+) -> tuple[Any, float]:
+    n = len(w)
+    terms = [wide[j] * h[j] for j in range(n)] + [m.number(b)]
+    z = _sum(terms, m)
+    if any(map(math.isinf, e)):
+        return z, math.inf
+    if not _finite(z):  # NaN or infinity came in; else the reference itself overflowed
+        return z, math.inf if all(map(math.isfinite, (*sizes, *w, b))) else 0.0
+    absolute = [abs(v) for v in w]
+    total = math.fsum(absolute[j] * (sizes[j] + e[j]) for j in range(n)) + abs(b)  # A
+    if not math.isfinite(total):
+        return z, math.inf
+    carried = math.fsum(absolute[j] * e[j] for j in range(n))
+    own = 0.0 if m is not FLOATS else 2.0**-51 * total  # the reference's own sum
+    if carried == 0 and _no_rounding(w, h, b, total, e, arith):
+        return z, 0.0
+    k = (n + 1) * (arith.u if arith.u_acc is None else arith.u_acc)
+    k = k / (1 - k) if k < 0.5 else k
+    c = (1 + arith.u_in) ** 2 * (1 + k) * (1 + arith.u_out) ** 2 - 1
+    if arith.flushes:
+        small = arith.smallest_normal
+        lost = small * (
+            2 * (n + 1)
+            + math.fsum(sizes[j] + e[j] for j in range(n) if 0 < absolute[j] < small)
+            + math.fsum(absolute[j] for j in range(n) if sizes[j] < small + e[j])
+        )
+    else:
+        lost = n * arith.smallest / 2
+    if not (1 + c) * total + lost < arith.largest:
+        return z, math.inf
+    return z, (carried + c * total + (1 + c) * lost + own) * _SLACK
+
+
+def _sum(terms: list[Any], m: Any) -> Any:
+    if m is not FLOATS:
+        return m.context.fsum(terms)
+    return math.fsum(terms) if all(map(math.isfinite, terms)) else sum(terms)
+
+
+def _no_rounding(w: list[float], h: list[Any], b: float, total: float, e: list[float], arith: Arithmetic) -> bool:
+    """Whether every product and every partial sum, in any order, is a number of the format."""
+    if arith.u_in or any(e):
+        return False
+    grains = [_lowbit(w[j]) * _lowbit(float(h[j])) for j in range(len(w)) if w[j] and h[j]]
+    if b:
+        grains.append(_lowbit(b))
+    grain = min(grains, default=1.0)
+    return grain >= arith.quantum and total <= grain / arith.u
+
+
+def _lowbit(value: float) -> float:
+    """The largest power of two that divides a finite value."""
+    numerator, denominator = value.as_integer_ratio()
+    return (numerator & -numerator) / denominator
+
+
+def _scale(
+    s: float, c: float, t: float, h: Any, e: float, rounded: bool, arith: Arithmetic, m: Any
+) -> tuple[Any, float]:
+    """(h - c) s + t: three roundings, a fourth for s and t where they are Python scalars, one for a scalar c."""
+    z = (h - m.number(c)) * m.number(s) + m.number(t)
+    if not _finite(z) or not math.isfinite(float(h)):
+        return z, 0.0
+    difference = abs(float(h - m.number(c))) + e + (arith.u * abs(c) if rounded else 0.0)
+    total = abs(s) * difference + abs(t)
+    lost = arith.quantum * (abs(s) + 2)
+    if arith.flushes:
+        lost += arith.quantum * (abs(s) * 2 + difference)
+    error = abs(s) * (e + (arith.u * abs(c) if rounded else 0.0)) + ((1 + arith.u) ** 4 - 1) * total + lost
+    if not total + error < arith.largest:
+        return z, math.inf
+    return z, (error + 2.0**-51 * (total + abs(s * c))) * _SLACK if m is FLOATS else error * _SLACK
+
+
+# The activations' own errors. For an exact argument t, the computed f(t) is within expm1(1.01 r) |f(t)| + a of f(t),
+# r in units of u, K the library's error in ulp (an ulp is at most 2 u relative). Derived from the formulas of
+# activations.py, to first order; expm1 and the factor 1.01 cover the rest. q is what one underflow may lose.
+
+_Row = Callable[[float, Mapping[str, float], Sequence[float]], float]
+
+_RELATIVE: dict[str, _Row] = {
+    "identity": lambda t, k, p: 0,
+    "relu": lambda t, k, p: 0,
+    "relu6": lambda t, k, p: 0,
+    "hard_tanh": lambda t, k, p: 0,
+    "thresholded_relu": lambda t, k, p: 0,
+    "clip": lambda t, k, p: 1,  # a scalar limit is rounded to the dtype
+    "leaky_relu": lambda t, k, p: 2,  # the slope, the product
+    "prelu": lambda t, k, p: 2,
+    "tanh": lambda t, k, p: 2 * k["tanh"],
+    "sigmoid": lambda t, k, p: 2 + 3 * k["exp"],  # numerator 2K, sum K and 1, quotient 1
+    "softsign": lambda t, k, p: 2,
+    "softplus": lambda t, k, p: 1 + 2 * k["exp"] + 2 * k["log1p"],  # log1p'(e) e / log1p(e) <= 1
+    "log_sigmoid": lambda t, k, p: 1 + 2 * k["exp"] + 2 * k["log1p"],
+    "elu": lambda t, k, p: 2 + 2 * k["expm1"],
+    "selu": lambda t, k, p: 2 + 2 * k["expm1"],
+    "celu": lambda t, k, p: 4 + 2 * k["expm1"],  # alpha twice, quotient, product; expm1'(s) s / expm1(s) <= 1 for s < 0
+    "silu": lambda t, k, p: 3 + 3 * k["exp"],
+    "hard_silu": lambda t, k, p: 1,  # and what _clipped adds
+    "hard_sigmoid": lambda t, k, p: 0,  # only what _clipped adds
+    "mish": lambda t, k, p: 8 + 4 * k["exp"],
+    # -t sqrt(1/2) is off by 2 u, and erfc'(v) v / erfc(v) <= 2 v^2 + 2 = t^2 + 2 for t < 0
+    "gelu": lambda t, k, p: 7 + 2 * k["erfc"] + 2 * min(t, 0.0) ** 2,
+    # the argument v of the sigmoid is off by 6 u |v|, and sigmoid'(v) v / sigmoid(v) <= |v| for v < 0, < 0.3 above
+    "gelu_tanh": lambda t, k, p: 5 + 3 * k["exp"] + 6 * max(-1.5957691216057308 * (t + 0.044715 * t**3), 0.0),
+    "exp": lambda t, k, p: 2 * k["exp"],
+}
+
+# Where the slope changes its sign, besides 0: the activation is monotonic between these.
+_TURNS = {
+    "silu": -1.2784645427610738,
+    "gelu": -0.7517915246935645,
+    "gelu_tanh": -0.7524614220710163,
+    "mish": -1.1924312145154952,
+    "hard_silu": -1.5,
+}
+
+
+def _elementwise(layer: Layer, z: list[Any], errors: list[float], arith: Arithmetic, m: Any) -> tuple[Any, Any]:
+    name = layer.activation.name
+    if name not in _RELATIVE or getattr(layer.activation.formula, "scalar", None) is not None:
+        raise ArrayError(f"the rounding of the activation {name} is unknown: no bound can be given")
+    f, values = scalar_form(layer), activate(layer, z, m)
+    parameters = list(zip(*(each(v, len(z)) for v in layer.activation.parameters.values()), strict=True)) or [()] * len(z)
+    bounds = []
+    for t, value, wide, p in zip(z, values, errors, parameters, strict=True):
+        if math.isinf(wide):
+            bounds.append(math.inf)
+        elif not _finite(t) or name == "identity":
+            r = _RELATIVE[name](0.0, arith.ulp, p) * arith.u
+            bounds.append(wide if name == "identity" else abs(float(value)) * r if _finite(value) else 0.0)
+        else:
+            bounds.append(_propagate(name, f, t, value, wide, p, arith, m))
+    return values, bounds
+
+
+def _propagate(name: str, f: Any, t: Any, value: Any, wide: float, p: Sequence[float], arith: Arithmetic, m: Any) -> float:
+    """The error of the activation of t, itself known to within `wide`."""
+    low, high = t - wide, t + wide
+    reached = [f(low, m, *p), f(high, m, *p)] if wide else []
+    turns = [0.0, _TURNS.get(name, 0.0)] if wide else []
+    reached += [f(m.number(turn), m, *p) for turn in turns if low < turn < high]
+    if name == "thresholded_relu" and abs(t - p[0]) <= wide + arith.u * abs(p[0]):  # the jump, from 0 to alpha
+        reached += [m.number(0), m.number(p[0])]
+    moved = max((abs(float(r - value)) for r in reached), default=0.0)
+    size, far = abs(float(value)), abs(float(t)) + wide
+    r = 1.01 * arith.u * _RELATIVE[name](float(t) - wide, arith.ulp, p)
+    error = moved + math.expm1(min(r, 700.0)) * (size + moved)
+    if name in ("hard_sigmoid", "hard_silu"):
+        error += _clipped(name, float(t), wide, p, arith)
+    error += arith.quantum * _underflows(name, far, arith)
+    if name == "gelu":
+        error += (1 + min(far, 60.0)) * arith.smallest_normal
+    if m is FLOATS:
+        error += 2.0**-49 * (1 + min(float(t) ** 2, 1e6)) * size if name not in ("relu", "relu6", "hard_tanh") else 0.0
+    return error * _SLACK if size + error < arith.largest else math.inf
+
+
+def _clipped(name: str, t: float, wide: float, p: Sequence[float], arith: Arithmetic) -> float:
+    """Rounding of alpha t + beta before it is clipped to [0, 1]; times |t| for hard_silu."""
+    alpha, beta = p if name == "hard_sigmoid" else (1 / 6, 0.5)
+    far = abs(t) + wide
+    error = arith.u * (3 * abs(alpha) * far + 2 * abs(beta)) * 1.01 + 3 * arith.quantum
+    inner = alpha * t + beta
+    reach = error + abs(alpha) * wide
+    if inner - reach > 1 or inner + reach < 0:
+        return 0.0
+    return min(error, 1.0) * (far if name == "hard_silu" else 1.0)
+
+
+def _underflows(name: str, far: float, arith: Arithmetic) -> float:
+    """How many quanta underflow may cost, each entering the result with the weight it has there."""
+    if name in ("relu", "relu6", "hard_tanh", "thresholded_relu", "clip"):
+        return 1.0 if arith.flushes else 0.0
+    if name in ("silu", "hard_silu", "gelu_tanh"):
+        return 3 + min(far, 1e3)
+    return 3 + 3 * min(far, 1e3) if name == "mish" else 3.0
+
+
+def _softmax(name: str, z: list[Any], errors: list[float], arith: Arithmetic, m: Any) -> tuple[Any, Any]:
+    values = VECTOR[name](z, m)
+    n = len(z)
+    if any(map(math.isinf, errors)):
+        return values, [math.inf] * n
+    if not all(map(_finite, z)):
+        kept = [i for i, t in enumerate(z) if _finite(t)]
+        if not kept or any(t != t or t > 0 for t in z if not _finite(t)):
+            return values, [0.0] * n  # NaN throughout
+        some = dict(zip(kept, _softmax(name, [z[i] for i in kept], [errors[i] for i in kept], arith, m)[1], strict=True))
+        return values, [some.get(i, 0.0) for i in range(n)]  # what came in as -inf gives 0, or -inf, exactly
+    top, widest = max(z), max(errors)
+    u, k = arith.u, arith.ulp
+    shift = [u * (abs(float(t - top)) + d + widest) + 2 * u * k["exp"] for t, d in zip(z, errors, strict=True)]
+    spread = [d + s for d, s in zip(errors, shift, strict=True)]
+    weights = [float(m.exp(t - top)) for t in z]
+    top_spread = max(spread)
+    total = math.fsum(w * math.exp(s - top_spread) for w, s in zip(weights, spread, strict=True)) / math.fsum(weights)
+    g = max(0.0, math.log(total) + top_spread)  # log of sum softmax exp(spread), without overflow
+    bounds = []
+    for i, value in enumerate(values):
+        size = abs(float(value))
+        own = 2.0**-45 * max(1.0, size) if m is FLOATS else 0.0
+        if name == "softmax":
+            power = 1.01 * (spread[i] + g + (n + 1) * u)
+            bound = size * math.expm1(power) if power < 700 else math.inf
+            bound = min(bound, 1 + 2 * (n + 2) * u) + (n + 2) * arith.smallest_normal + own * size
+        else:
+            bound = spread[i] + g + (n + 2) * u * max(1.0, size) + 2 * u * k["log"] * math.log(n + 1) + own
+            bound += (n + 2) * arith.smallest_normal
+        bounds.append(bound * _SLACK if bound < arith.largest else math.inf)
+    return values, bounds
+
+
+def _finite(value: Any) -> bool:
+    return bool(value == value and abs(value) < math.inf)

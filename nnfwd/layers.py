@@ -1,0 +1,330 @@
+"""Layers: a Dense layer, an element-wise scaling, an activation of its own; and the chain they make.
+
+A layer holds arrays and checks their shapes once, at construction. It computes nothing: the pass stands in `forward.py`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from nnfwd import activations, placement
+from nnfwd import backend as _backend
+from nnfwd.activations import Function
+from nnfwd.backend import Array, Backend
+from nnfwd.errors import ArrayError, ShapeError
+
+Parameters = dict[str, Any]
+"""A layer's arrays by name: `{"weight": ..., "bias": ..., "activation": {"negative_slope": ...}}`, absent ones left out."""
+
+
+class Layer:
+    """A weighted sum and an activation. Immutable; compares by content."""
+
+    __slots__ = ("activation",)
+    fields: ClassVar[tuple[str, ...]] = ()
+    activation: Function
+
+    in_features: int | None
+    """Width it takes; None takes any."""
+    out_features: int | None
+    """Width it gives; None gives what it takes."""
+    members: int | None = None
+    """Number of ensemble members, None for a single network."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable: make another one")
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def parameters(self) -> Parameters:
+        """The arrays, by name (a scalar or an absent one is part of the structure, not a parameter)."""
+        found = {name: getattr(self, name) for name in self.fields}
+        arrays: Parameters = {k: v for k, v in found.items() if v is not None and not isinstance(v, float)}
+        inside = self.activation.arrays
+        return arrays | {"activation": inside} if inside else arrays
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What it is without its arrays: hashable, and equal for equal layers."""
+        found = ((name, getattr(self, name)) for name in self.fields)
+        scalars = tuple((k, v) for k, v in found if v is None or isinstance(v, float))
+        return (scalars, self.activation.structure)
+
+    def replace(self, parameters: Parameters, /) -> Self:
+        """The same layer with other arrays; nothing is checked (they may be tracers)."""
+        layer = object.__new__(type(self))
+        layer._set(**{name: parameters.get(name, getattr(self, name)) for name in self.fields})
+        layer._set(activation=self.activation.with_arrays(parameters.get("activation", {})))
+        return layer
+
+    # The protocol of JAX's pytrees, and of others that took it over. Unflattening validates nothing.
+    def tree_flatten(self) -> tuple[tuple[Parameters], tuple[Any, ...]]:
+        return (self.parameters,), self.structure
+
+    @classmethod
+    def tree_unflatten(cls, structure: tuple[Any, ...], children: tuple[Parameters]) -> Self:
+        layer = object.__new__(cls)
+        scalars, (name, formula, settings) = structure
+        arrays = children[0] if isinstance(children[0], dict) else {}
+        layer._set(**(dict.fromkeys(cls.fields) | dict(scalars) | {k: arrays.get(k) for k in arrays if k in cls.fields}))
+        layer._set(activation=Function(name, formula, dict(settings) | arrays.get("activation", {})))
+        return layer
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Layer):
+            return NotImplemented
+        return type(self) is type(other) and self.structure == other.structure and _same(self.parameters, other.parameters)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.structure))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_restore, (type(self), *((getattr(self, name)) for name in self.fields), self.activation))
+
+
+def _restore(cls: type[Layer], *values: Any) -> Layer:
+    layer = object.__new__(cls)
+    for name, value in zip(cls.fields, values, strict=False):
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+        layer._set(**{name: value})
+    layer._set(activation=values[-1])
+    return layer
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal names, dtypes and contents (NaN equals NaN)."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if _backend.of(a) is not _backend.of(b):
+        return False
+    return bool(a.dtype == b.dtype) and np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True)
+
+
+def to_numpy(a: Array) -> np.ndarray:
+    """An array of any library as a NumPy array."""
+    return _backend.of(a).to_numpy(a)
+
+
+class Dense(Layer):
+    """A fully connected layer, h = f(W x + b).
+
+    Args:
+        weight: `(out, in)`, or `(members, out, in)` for an ensemble in which every member sees the same x. The
+            orientation is never guessed: PyTorch and ONNX's transB=1 store it this way, Keras and scikit-learn `(in, out)`.
+        bias: `(out,)`, or `(members, out)`; None for no bias.
+        activation: a name, an `activations.Function`, or a callable `f(x, /, *, xp)`.
+
+    NumPy arrays and nested lists are copied and made read-only; arrays of other libraries are kept as they are.
+
+    Raises:
+        ShapeError: where the shapes do not fit, or a width is zero.
+        DtypeError, ArrayError, UnknownNameError: for what is not a real array, or not an activation.
+    """
+
+    __slots__ = ("bias", "weight")
+    fields = ("weight", "bias")
+    weight: Array
+    bias: Array | None
+
+    def __init__(self, weight: Any, bias: Any = None, activation: Any = "identity") -> None:
+        weight = placement.own(weight, "weight")
+        if len(weight.shape) not in (2, 3):
+            raise ShapeError(f"weight {weight.shape} must be (out, in), or (members, out, in) for an ensemble")
+        if 0 in weight.shape:
+            raise ShapeError(f"weight {weight.shape} has a width of zero")
+        if bias is not None:
+            bias = placement.own(bias, "bias")
+            if tuple(bias.shape) != tuple(weight.shape[:-1]):
+                raise ShapeError(
+                    f"bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}: "
+                    f"it must be {tuple(weight.shape[:-1])}"
+                )
+        function = activations.get(activation)
+        _check_features(function.arrays, weight.shape[-2], f"an activation of weight {tuple(weight.shape)}")
+        self._set(weight=weight, bias=bias, activation=function)
+
+    @property
+    def in_features(self) -> int:  # type: ignore[override]
+        return int(self.weight.shape[-1])
+
+    @property
+    def out_features(self) -> int:  # type: ignore[override]
+        return int(self.weight.shape[-2])
+
+    @property
+    def members(self) -> int | None:  # type: ignore[override]
+        return int(self.weight.shape[0]) if len(self.weight.shape) == 3 else None
+
+    def __repr__(self) -> str:
+        ensemble = f"{self.members} x " if self.members else ""
+        bias = "" if self.bias is not None else ", no bias"
+        return f"Dense({ensemble}{self.in_features} -> {self.out_features}{bias}, {self.activation!r})"
+
+
+class Scale(Layer):
+    """An element-wise `(x - center) * scale + shift`: standardised inputs, batch normalisation, denormalised outputs.
+
+    Each is a number or an array `(features,)`. It is never folded into a neighbour: the rounding would differ.
+
+    Raises:
+        ShapeError: where an array is not `(features,)`, or two of them differ.
+        DtypeError, ArrayError: for what is not a real array.
+    """
+
+    __slots__ = ("center", "scale", "shift")
+    fields = ("scale", "center", "shift")
+    scale: Any
+    center: Any
+    shift: Any
+
+    def __init__(self, scale: Any, *, center: Any = 0.0, shift: Any = 0.0) -> None:
+        given = {"scale": scale, "center": center, "shift": shift}
+        values = {k: placement.parameter(v, k) for k, v in given.items()}
+        arrays = {k: v for k, v in values.items() if not isinstance(v, float)}
+        width = next((v.shape[0] for v in arrays.values() if len(v.shape) == 1), None)
+        _check_features(arrays, width, "a Scale")
+        self._set(**values, activation=activations.get("identity"))
+
+    @property
+    def in_features(self) -> int | None:  # type: ignore[override]
+        return next((int(v.shape[0]) for v in self.parameters.values()), None)
+
+    @property
+    def out_features(self) -> int | None:  # type: ignore[override]
+        return self.in_features
+
+    def __repr__(self) -> str:
+        values = (f"{k}={v!r}" if isinstance(v, float) else f"{k}=array{tuple(v.shape)}" for k, v in self._shown())
+        return f"Scale({', '.join(values)})"
+
+    def _shown(self) -> list[tuple[str, Any]]:
+        values = [(name, getattr(self, name)) for name in self.fields]
+        return [(k, v) for k, v in values if k == "scale" or not (isinstance(v, float) and v == 0)]
+
+
+class Activation(Layer):
+    """An activation as a layer of its own: after a `Scale`, or before the first Dense layer.
+
+    Raises:
+        UnknownNameError, DtypeError, ShapeError: see `activations.get`; an array parameter must be `(features,)`.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, activation: Any) -> None:
+        function = activations.get(activation)
+        arrays = function.arrays
+        width = next((v.shape[0] for v in arrays.values() if len(v.shape) == 1), None)
+        _check_features(arrays, width, "an Activation")
+        self._set(activation=function)
+
+    @property
+    def in_features(self) -> int | None:  # type: ignore[override]
+        return next((int(v.shape[0]) for v in self.activation.arrays.values()), None)
+
+    @property
+    def out_features(self) -> int | None:  # type: ignore[override]
+        return self.in_features
+
+    def __repr__(self) -> str:
+        return f"Activation({self.activation!r})"
+
+
+def _check_features(arrays: Mapping[str, Array], width: int | None, where: str) -> None:
+    for name, array in arrays.items():
+        if tuple(array.shape) != (width,) or width == 0:
+            needed = "(features,)" if width is None else f"({width},)"
+            raise ShapeError(f"{name} {tuple(array.shape)} of {where} must be {needed}")
+
+
+class Chain:
+    """Layers whose shapes fit, and their copies placed on devices.
+
+    Raises `ShapeError` naming the first layer that does not fit, `ArrayError` for weights of two libraries.
+    """
+
+    __slots__ = ("dtype", "host", "in_features", "layers", "members", "out_features", "placed")
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        self.layers = tuple(layers)
+        if not self.layers:
+            raise ShapeError("a network needs at least one layer")
+        self.in_features: int | None = None
+        self.out_features: int | None = None
+        self.members: int | None = None
+        for i, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer):
+                raise ArrayError(f"layer {i} is a {type(layer).__name__}: it must be Dense, Scale or Activation")
+            if None not in (self.out_features, layer.in_features) and self.out_features != layer.in_features:
+                raise ShapeError(f"layer {i}: {_shape(layer)} cannot take x (..., {self.out_features})")
+            if None not in (self.members, layer.members) and self.members != layer.members:
+                raise ShapeError(f"layer {i}: {layer.members} ensemble members do not fit {self.members}")
+            if self.in_features is None and self.out_features is None:
+                self.in_features = layer.in_features
+            self.out_features = layer.out_features or self.out_features
+            self.members = layer.members or self.members
+        arrays = [a for layer in self.layers for a in leaves(layer.parameters)]
+        libraries = sorted({_backend.name_of(_backend.of(a)) for a in arrays})
+        if len(libraries) > 1:
+            raise ArrayError(f"the weights are arrays of {' and '.join(libraries)}: a network lives in one library")
+        self.dtype = placement.widest([placement.dtype_name(a.dtype) for a in arrays]) if arrays else "float64"
+        self.host = all(isinstance(a, np.ndarray) for a in arrays)
+        self.placed: dict[tuple[str, str, str], tuple[Layer, ...]] = {}
+
+    @classmethod
+    def of(cls, layers: Any) -> "Chain":
+        """The chain of a network, or of a sequence of layers."""
+        if isinstance(layers, cls):
+            return layers
+        return layers.chain if hasattr(layers, "chain") else cls(layers)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises `ShapeError` unless an array of this shape can go in."""
+        if not shape or (self.in_features is not None and shape[-1] != self.in_features):
+            first = next((i, layer) for i, layer in enumerate(self.layers) if layer.in_features or not shape)
+            raise ShapeError(f"layer {first[0]}: {_shape(first[1])} cannot take x {tuple(shape)}")
+        if shape[-1] == 0:
+            raise ShapeError(f"x {tuple(shape)} has no features")
+
+    def place(self, adapter: Backend, dtype: str, like: Array | None, device: Any = None) -> tuple[Layer, ...]:
+        """The layers with every array as `dtype`, next to the array `like` (or on `device`).
+
+        Copies of host weights are kept, keyed by strings: backend, device, dtype.
+        """
+        if not self.host:
+            return self._move(adapter, dtype, like, device)
+        where = device if like is None else placement.device_of(like)
+        key = (_backend.name_of(adapter), str(where), dtype)
+        layers = self.placed.get(key)
+        if layers is None:
+            layers = self._move(adapter, dtype, like, device)
+            self.placed[key] = layers
+        return layers
+
+    def _move(self, adapter: Backend, dtype: str, like: Array | None, device: Any) -> tuple[Layer, ...]:
+        def move(a: Any) -> Any:
+            if isinstance(a, dict):
+                return {k: move(v) for k, v in a.items()}
+            return placement.place(a, adapter, dtype, like, device)
+
+        return tuple(layer.replace(move(layer.parameters)) for layer in self.layers)
+
+
+def leaves(parameters: Any) -> list[Array]:
+    """The arrays of nested lists and dicts, in order."""
+    if isinstance(parameters, dict):
+        return [a for v in parameters.values() for a in leaves(v)]
+    if isinstance(parameters, list | tuple):
+        return [a for v in parameters for a in leaves(v)]
+    return [parameters]
+
+
+def _shape(layer: Layer) -> str:
+    if isinstance(layer, Dense):
+        return f"weight {tuple(layer.weight.shape)}"
+    return repr(layer)

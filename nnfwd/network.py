@@ -1,0 +1,222 @@
+"""The network a person holds: a chain of layers that can be called, sliced, placed, compiled, compared and pickled."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self, overload
+
+from nnfwd import backend as _backend
+from nnfwd import placement
+from nnfwd.backend import Array
+from nnfwd.errors import DtypeError, ShapeError
+from nnfwd.forward import feed_forward, forward
+from nnfwd.layers import Chain, Dense, Layer, Parameters, leaves
+
+
+class Network:
+    """A trained feed-forward network: `net(x)` takes x `(..., in)` to `(..., out)`.
+
+    Immutable. Slices are networks, `net[0]` is a layer, equality is by content. On JAX it is a pytree of its arrays.
+
+    Raises:
+        ShapeError: where the shapes of two layers do not fit, naming the layer.
+        ArrayError: where the weights live in two libraries.
+    """
+
+    __slots__ = ("_chain", "_layers")
+    _chain: Chain | None
+    _layers: tuple[Layer, ...]
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        self._chain = Chain(layers)
+        self._layers = self._chain.layers
+
+    @property
+    def chain(self) -> Chain:
+        """The layers, checked, and their placed copies."""
+        if self._chain is None:
+            self._chain = Chain(self._layers)
+        return self._chain
+
+    @classmethod
+    def from_arrays(
+        cls, weights: Sequence[Any], biases: Sequence[Any] | None = None, activation: Any = "identity"
+    ) -> Self:
+        """A network of Dense layers from lists of weights `(out, in)` and biases `(out,)`.
+
+        Args:
+            weights: one array or nested list a layer.
+            biases: as many, each an array or None; None for no biases at all.
+            activation: one for all layers, or a list with one for each.
+        """
+        n = len(weights)
+        each = {
+            "biases": [None] * n if biases is None else list(biases),
+            "activations": list(activation) if isinstance(activation, list | tuple) else [activation] * n,
+        }
+        for name, values in each.items():
+            if len(values) != n:
+                raise ShapeError(f"{len(values)} {name} do not fit {n} weights: give one for each layer")
+        return cls(Dense(*layer) for layer in zip(weights, *each.values(), strict=True))
+
+    @property
+    def in_features(self) -> int | None:
+        """Width of x; None when any is taken."""
+        return self.chain.in_features
+
+    @property
+    def out_features(self) -> int | None:
+        """Width of the output; None when it is x's."""
+        return self.chain.out_features
+
+    @property
+    def dtype(self) -> str:
+        """Name of the widest dtype among the weights: what integers, bools and text are computed in."""
+        return self.chain.dtype
+
+    def __call__(
+        self, x: Any, /, *, backend: Any = None, device: Any = None, dtype: Any = None, precision: str = "highest"
+    ) -> Array:
+        """The output for x, on x's library, device and dtype unless an argument says otherwise. See `feed_forward`."""
+        return feed_forward(x, self.chain, backend=backend, device=device, dtype=dtype, precision=precision)
+
+    def compile(
+        self, *, backend: Any = None, device: Any = None, dtype: Any = None, precision: str = "highest"
+    ) -> "Compiled":
+        """The network made ready to run many times: weights placed once, and executed as that backend does it best.
+
+        Args:
+            backend: a name or a namespace module; by default the library the weights live in.
+            device: by default the library's own default.
+            dtype: of x and of the result; by default the network's.
+            precision: as in `feed_forward`.
+        """
+        return Compiled(self, backend=backend, device=device, dtype=dtype, precision=precision)
+
+    def to(self, backend: Any = None, /, *, device: Any = None, dtype: Any = None) -> "Network":
+        """The same network with its weights on another library, device or dtype; `net.to("numpy")` brings it home."""
+        adapter = self._adapter(backend)
+        name = None if dtype is None else placement.real_dtype(dtype)
+
+        def move(a: Any) -> Any:
+            if isinstance(a, dict):
+                return {k: move(v) for k, v in a.items()}
+            moved = placement.move(a, adapter, dtype=name or placement.dtype_name(a.dtype), device=device)
+            return placement.own(moved, "weight")
+
+        return self.with_parameters([move(layer) for layer in self.parameters])
+
+    def _adapter(self, backend: Any) -> _backend.Backend:
+        """The backend asked for, by default the one of the weights."""
+        if backend is not None:
+            return _backend.load(backend)
+        arrays = leaves(self.parameters)
+        return _backend.of(arrays[0]) if arrays else _backend.load("numpy")
+
+    @property
+    def parameters(self) -> list[Parameters]:
+        """Every array, as nested lists and dicts: what gradients over the weights are taken in."""
+        return [layer.parameters for layer in self]
+
+    def with_parameters(self, parameters: Sequence[Parameters], /) -> "Network":
+        """The same network with other arrays (they may be tracers), nested as `parameters` is."""
+        if len(parameters) != len(self):
+            raise ShapeError(f"parameters of {len(parameters)} layers do not fit a network of {len(self)}")
+        for i, (layer, given) in enumerate(zip(self, parameters, strict=True)):
+            if layer.parameters.keys() != given.keys():
+                needed = ", ".join(layer.parameters) or "none"
+                raise ShapeError(f"layer {i}: parameters {', '.join(given) or 'none'} must be {needed}")
+        return Network(layer.replace(given) for layer, given in zip(self, parameters, strict=True))
+
+    def tree_flatten(self) -> tuple[tuple[tuple[Layer, ...]], None]:
+        return (self._layers,), None
+
+    @classmethod
+    def tree_unflatten(cls, structure: None, children: tuple[tuple[Layer, ...]]) -> "Network":
+        network = object.__new__(cls)
+        network._layers, network._chain = children[0], None  # checked when it is called: these may be no arrays at all
+        return network
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Network": ...
+    def __getitem__(self, index: int | slice) -> "Layer | Network":
+        found = self._layers[index]
+        return Network(found) if isinstance(found, tuple) else found
+
+    def __eq__(self, other: object) -> bool:
+        return self._layers == other._layers if isinstance(other, Network) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._layers)
+
+    def __repr__(self) -> str:
+        return "Network([\n" + "".join(f"    {layer!r},\n" for layer in self) + "])"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Network, (self._layers,))
+
+
+class Compiled:
+    """A network ready to run many times on one backend, device and dtype: `run(x)` takes x `(..., in)` to `(..., out)`.
+
+    x may be of any library: it is moved to the backend that was asked for. Its dtype must be the compiled one, or an
+    integer or bool dtype, which is cast.
+
+    Raises:
+        DtypeError: where x has another real dtype than was compiled for.
+        ShapeError, ArrayError: as `feed_forward`.
+    """
+
+    def __init__(self, network: Network, *, backend: Any, device: Any, dtype: Any, precision: str) -> None:
+        _backend.check_precision(precision)
+        self._adapter = adapter = network._adapter(backend)
+        self._device = device
+        self.network = network
+        self.backend = _backend.name_of(adapter)
+        self.dtype = network.dtype if dtype is None else placement.real_dtype(dtype)
+        self.precision = precision
+        self._run: Callable[[Array], Array]
+        if hasattr(adapter, "apply"):
+            whole = functools.partial(feed_forward, precision=precision)
+            self._run = functools.partial(adapter.apply, whole, network.chain)
+        else:
+            layers = tuple(network.to(backend, device=device, dtype=self.dtype))
+            plain = functools.partial(_run, adapter, precision)
+            if hasattr(adapter, "compile"):
+                self._run = adapter.compile(plain, layers)
+            else:
+                self._run = functools.partial(plain, layers)
+
+    def __call__(self, x: Any, /) -> Array:
+        """The output for x."""
+        wide = getattr(x, "dtype", None)
+        name = None if wide is None else placement.dtype_name(wide)
+        if name in placement.REAL and name != self.dtype:
+            raise DtypeError(f"x is {name} and the network was compiled for {self.dtype}: convert x, or compile again")
+        _, x, _ = placement.arrive(
+            x, self._adapter, device=self._device, dtype=self.dtype, network_dtype=self.network.dtype
+        )
+        self.network.chain.check(x.shape)
+        return self._run(x)
+
+    def __repr__(self) -> str:
+        return f"<compiled for {self.backend}, {self.dtype}, precision {self.precision}: {self.network!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_compile, (self.network, self.backend, self._device, self.dtype, self.precision))
+
+
+def _run(adapter: _backend.Backend, precision: str, layers: Sequence[Layer], x: Array) -> Array:
+    with adapter.scope(precision):
+        return forward(layers, x, adapter.xp)
+
+
+def _compile(network: Network, backend: str, device: Any, dtype: str, precision: str) -> Compiled:
+    return Compiled(network, backend=backend, device=device, dtype=dtype, precision=precision)

@@ -1,0 +1,145 @@
+"""Where arrays are: x decides, and only an explicit argument moves data.
+
+`arrive` takes what a caller passed as x and gives the backend and the array to compute with. `own` takes a weight at
+construction, `place` puts weights next to x. All three read metadata only (type, shape, dtype, device), so they cost
+nothing on a GPU, compute no Dask graph and break no trace.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import device as device_of
+
+from nnfwd import backend as _backend
+from nnfwd.backend import Array, Backend
+from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
+
+REAL = ("float16", "bfloat16", "float32", "float64")
+INTEGER = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+_dtype_names: dict[Any, str] = {}
+
+
+def dtype_name(dtype: Any, /) -> str:
+    """The name of a dtype of any library, `"float32"` for `numpy.float32`, `torch.float32`, `jax.numpy.float32`."""
+    name = _dtype_names.get(dtype)
+    if name is None:
+        if isinstance(dtype, str):
+            name = dtype
+        else:
+            given = np.dtype(dtype) if isinstance(dtype, type) or callable(dtype) else dtype
+            name = getattr(given, "name", None) or str(given).rpartition(".")[2]
+        _dtype_names[dtype] = name
+    return name
+
+
+def real_dtype(dtype: Any, what: str = "dtype") -> str:
+    """The name of a real floating dtype. Raises `DtypeError` for every other."""
+    try:
+        name = dtype_name(dtype)
+    except TypeError:
+        name = repr(dtype)
+    if name not in REAL:
+        raise DtypeError(f"{what} is {name}: it must be one of {', '.join(REAL)}")
+    return name
+
+
+def widest(dtypes: Sequence[str]) -> str:
+    """The narrowest dtype that holds every value of the given real ones (float16 and bfloat16 need float32)."""
+    if {"float16", "bfloat16"} <= set(dtypes):
+        dtypes = (*dtypes, "float32")
+    return max(dtypes, key=REAL.index)
+
+
+def from_list(a: Any, what: str) -> np.ndarray:
+    """A nested list of numbers as a NumPy array. Raises `ShapeError` when it is ragged."""
+    try:
+        return np.asarray(a)
+    except ValueError:
+        raise ShapeError(f"{what} is a ragged list: every row must have the same length") from None
+
+
+def own(a: Any, what: str) -> Array:
+    """A weight as a network keeps it.
+
+    NumPy arrays and nested lists are copied and made read-only (integers become float64); arrays of another library are
+    immutable or belong to its autograd, and are kept as they are. Raises `DtypeError` unless the values are real.
+    """
+    if isinstance(a, list | tuple | int | float):
+        a = from_list(a, what)
+    _backend.of(a, what)
+    name = dtype_name(a.dtype)
+    if isinstance(a, np.ndarray):
+        dtype = np.dtype("float64") if name in INTEGER else a.dtype.newbyteorder("=")
+        real_dtype(dtype, f"{what}.dtype")
+        a = np.array(a, dtype=dtype, order="C", subok=False)
+        a.flags.writeable = False
+    else:
+        real_dtype(name, f"{what}.dtype")
+    return a
+
+
+def parameter(value: Any, what: str) -> Any:
+    """A parameter as a layer keeps it: a Python float for one number, else an array `(features,)`, see `own`."""
+    if value is None or isinstance(value, bool):
+        raise DtypeError(f"{what} is {value!r}: it must be a number or an array (features,)")
+    return float(value) if isinstance(value, int | float | np.floating | np.integer) else own(value, what)
+
+
+def arrive(
+    x: Any, adapter: Backend | None = None, /, *, device: Any = None, dtype: Any = None, network_dtype: str
+) -> tuple[Backend, Array, str]:
+    """The backend, the array and the dtype name to compute with, for what a caller passed as x.
+
+    x decides all three unless an argument does. Integers and bools take the network's dtype; a nested list takes the
+    default real dtype of its library. Complex, object, string, structured, extended and 8-bit values are refused.
+    """
+    if isinstance(x, list | tuple | int | float):
+        if adapter is None:
+            adapter = _backend.load("numpy")
+        if dtype is None:
+            dtype = adapter.xp.__array_namespace_info__().default_dtypes()["real floating"]
+        x = from_list(x, "x")
+    source = _backend.of(x)
+    given = dtype_name(x.dtype)
+    if given not in REAL and given not in INTEGER:
+        raise DtypeError(f"x.dtype is {given}: convert x to a real dtype, {', '.join(REAL)}")
+    want = real_dtype(dtype) if dtype is not None else given if given in REAL else network_dtype
+    if adapter is None:
+        adapter = source
+    if adapter is source and device is None and given == want:
+        return adapter, x, want
+    return adapter, move(x, adapter, dtype=want, device=device), want
+
+
+def move(a: Array, adapter: Backend, *, dtype: str, device: Any = None) -> Array:
+    """An array of any library as an array of `adapter`'s, because the caller asked for it by an argument."""
+    if isinstance(device, str) and device not in adapter.devices():
+        name = _backend.name_of(adapter)
+        raise DeviceError(f"{name} has no device {device!r} here: there is {', '.join(adapter.devices())}")
+    source = _backend.of(a)
+    if source is adapter:
+        return adapter.place(a, dtype=dtype, like=a if device is None else None, device=device)
+    return adapter.place(source.to_numpy(a), dtype=dtype, device=device)
+
+
+def place(a: Array, adapter: Backend, dtype: str, like: Array | None, device: Any = None) -> Array:
+    """One weight as `dtype`, next to the array `like` (or on `device`).
+
+    Host weights are moved there; a weight that already lives in a library must be of x's library and on x's device.
+    """
+    if isinstance(a, np.ndarray):
+        return adapter.place(a, dtype=dtype, like=like, device=device)
+    home = _backend.of(a)
+    if home is not adapter:
+        names = _backend.name_of(home), _backend.name_of(adapter)
+        raise ArrayError(
+            f"the weights are {names[0]} arrays and x is a {names[1]} array: "
+            f"move one, with network.to({names[1]!r}) or backend={names[0]!r}"
+        )
+    here, there = device_of(a), None if like is None else device_of(like)
+    one_each = not (hasattr(here, "device_set") or hasattr(there, "device_set"))  # else sharded, and JAX's to judge
+    if None not in (here, there) and here != there and one_each:
+        raise DeviceError(f"the weights are on {here} and x is on {there}: move one, with device={str(here)!r}")
+    return a if dtype_name(a.dtype) == dtype else adapter.place(a, dtype=dtype, like=a)
