@@ -14,7 +14,7 @@ import numpy as np
 
 from nnfwd import backend
 from nnfwd.bounds import Arithmetic
-from nnfwd.errors import ShapeError
+from nnfwd.errors import DtypeError, ShapeError
 
 __all__ = ["apply", "arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
 
@@ -24,9 +24,11 @@ def devices() -> tuple[str, ...]:
 
 
 def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> da.Array:
+    if dtype == "bfloat16":
+        raise DtypeError("dask has no bfloat16: use float16 or float32")
     if isinstance(a, da.Array):
         return a.astype(dtype)
-    return da.from_array(a.astype(dtype), chunks=(*("auto",) * (a.ndim - 1), -1))
+    return da.from_array(a.astype(dtype), chunks=(*("auto",) * (a.ndim - 1), -1) if a.size else a.shape)
 
 
 def to_numpy(x: Any, /) -> np.ndarray:

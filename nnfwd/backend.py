@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from array_api_compat import array_namespace
 
-from nnfwd.errors import ArrayError, BackendError, UnknownNameError
+from nnfwd.errors import ArrayError, BackendError, DtypeError, UnknownNameError
 
 Array = Any
 PREFIX = "nnfwd_"
@@ -128,13 +128,18 @@ class _Standard:
         self.__name__ = PREFIX + library
         self.xp = namespace
 
+    def _by_name(self) -> dict[str, Any]:
+        return {str(device): device for device in self.xp.__array_namespace_info__().devices()}
+
     def devices(self) -> tuple[str, ...]:
-        return tuple(str(device) for device in self.xp.__array_namespace_info__().devices())
+        return tuple(self._by_name())
 
     def place(self, a: Array, /, *, dtype: str, like: Array | None = None, device: Any = None) -> Array:
+        if not hasattr(self.xp, dtype):
+            raise DtypeError(f"{name_of(self)} has no {dtype}: choose another dtype")
         if device is None and like is not None:
             device = like.device
-        return self.xp.asarray(a, dtype=getattr(self.xp, dtype), device=device)
+        return self.xp.asarray(a, dtype=getattr(self.xp, dtype), device=self._by_name().get(device, device))
 
     def to_numpy(self, x: Array, /) -> np.ndarray:
         return np.from_dlpack(x)

@@ -21,14 +21,14 @@ or before, e is infinite: nothing is claimed.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from nnfwd.errors import ArrayError
-from nnfwd.layers import Chain, Dense, Layer, Scale
+from nnfwd.layers import Chain, Dense, Layer, Scale, to_numpy
 from nnfwd.reference import FLOATS, VECTOR, activate, digits, each, member, nested, scalar_form
 
 _FORMATS = {"float16": (11, -14, 15), "bfloat16": (8, -126, 127), "float32": (24, -126, 127), "float64": (53, -1022, 1023)}
@@ -138,7 +138,7 @@ def bounded_feed_forward(x: Any, layers: Any, /, *, arithmetic: Arithmetic) -> B
         ArrayError: for an activation whose rounding is unknown (a callable of one's own).
     """
     chain = Chain.of(layers)
-    rows = np.array(nested(x), dtype="float64")
+    rows = np.asarray(x if isinstance(x, list | tuple) else to_numpy(x), dtype="float64")
     chain.check(rows.shape)
     m = digits() if arithmetic.dtype == "float64" else FLOATS
     members = [chain.layers] if chain.members is None else [tuple(member(chain, i)) for i in range(chain.members)]
@@ -196,22 +196,22 @@ def _dense(
     if not _finite(z):  # NaN or infinity came in; else the reference itself overflowed
         return z, math.inf if all(map(math.isfinite, (*sizes, *w, b))) else 0.0
     absolute = [abs(v) for v in w]
-    total = math.fsum(absolute[j] * (sizes[j] + e[j]) for j in range(n)) + abs(b)  # A
+    total = _total(absolute[j] * (sizes[j] + e[j]) for j in range(n)) + abs(b)  # A
     if not math.isfinite(total):
         return z, math.inf
-    carried = math.fsum(absolute[j] * e[j] for j in range(n))
+    carried = _total(absolute[j] * e[j] for j in range(n))
     own = 0.0 if m is not FLOATS else 2.0**-51 * total  # the reference's own sum
     if carried == 0 and _no_rounding(w, h, b, total, e, arith):
         return z, 0.0
     k = (n + 1) * (arith.u if arith.u_acc is None else arith.u_acc)
     k = k / (1 - k) if k < 0.5 else k
-    c = (1 + arith.u_in) ** 2 * (1 + k) * (1 + arith.u_out) ** 2 - 1
+    c = math.expm1(2 * math.log1p(arith.u_in) + math.log1p(k) + 2 * math.log1p(arith.u_out))
     if arith.flushes:
         small = arith.smallest_normal
         lost = small * (
             2 * (n + 1)
-            + math.fsum(sizes[j] + e[j] for j in range(n) if 0 < absolute[j] < small)
-            + math.fsum(absolute[j] for j in range(n) if sizes[j] < small + e[j])
+            + _total(sizes[j] + e[j] for j in range(n) if 0 < absolute[j] < small)
+            + _total(absolute[j] for j in range(n) if sizes[j] < small + e[j])
         )
     else:
         lost = n * arith.smallest / 2
@@ -224,6 +224,13 @@ def _sum(terms: list[Any], m: Any) -> Any:
     if m is not FLOATS:
         return m.context.fsum(terms)
     return math.fsum(terms) if all(map(math.isfinite, terms)) else sum(terms)
+
+
+def _total(values: Iterable[float]) -> float:
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf
 
 
 def _no_rounding(w: list[float], h: list[Any], b: float, total: float, e: list[float], arith: Arithmetic) -> bool:
@@ -248,6 +255,8 @@ def _scale(
 ) -> tuple[Any, float]:
     """(h - c) s + t: three roundings, a fourth for s and t where they are Python scalars, one for a scalar c."""
     z = (h - m.number(c)) * m.number(s) + m.number(t)
+    if math.isinf(e):
+        return z, e
     if not _finite(z) or not math.isfinite(float(h)):
         return z, 0.0
     difference = abs(float(h - m.number(c))) + e + (arith.u * abs(c) if rounded else 0.0)
@@ -255,7 +264,7 @@ def _scale(
     lost = arith.quantum * (abs(s) + 2)
     if arith.flushes:
         lost += arith.quantum * (abs(s) * 2 + difference)
-    error = abs(s) * (e + (arith.u * abs(c) if rounded else 0.0)) + ((1 + arith.u) ** 4 - 1) * total + lost
+    error = abs(s) * (e + (arith.u * abs(c) if rounded else 0.0)) + math.expm1(4 * math.log1p(arith.u)) * total + lost
     if not total + error < arith.largest:
         return z, math.inf
     return z, (error + 2.0**-51 * (total + abs(s * c))) * _SLACK if m is FLOATS else error * _SLACK
@@ -333,7 +342,7 @@ def _propagate(name: str, f: Any, t: Any, value: Any, wide: float, p: Sequence[f
         reached += [m.number(0), m.number(p[0])]
     moved = max((abs(float(r - value)) for r in reached), default=0.0)
     size, far = abs(float(value)), abs(float(t)) + wide
-    r = 1.01 * arith.u * _RELATIVE[name](float(t) - wide, arith.ulp, p)
+    r = 1.01 * arith.u * _RELATIVE[name](max(float(t) - wide, -1e8), arith.ulp, p)
     error = moved + math.expm1(min(r, 700.0)) * (size + moved)
     if name in ("hard_sigmoid", "hard_silu"):
         error += _clipped(name, float(t), wide, p, arith)
@@ -381,10 +390,11 @@ def _softmax(name: str, z: list[Any], errors: list[float], arith: Arithmetic, m:
     u, k = arith.u, arith.ulp
     shift = [u * (abs(float(t - top)) + d + widest) + 2 * u * k["exp"] for t, d in zip(z, errors, strict=True)]
     spread = [d + s for d, s in zip(errors, shift, strict=True)]
-    weights = [float(m.exp(t - top)) for t in z]
-    top_spread = max(spread)
-    total = math.fsum(w * math.exp(s - top_spread) for w, s in zip(weights, spread, strict=True)) / math.fsum(weights)
-    g = max(0.0, math.log(total) + top_spread)  # log of sum softmax exp(spread), without overflow
+    # g = log of sum softmax(z) exp(spread), as the difference of two logarithms of sums of exponentials
+    distances = [float(t - top) for t in z]
+    raised = [d + s for d, s in zip(distances, spread, strict=True)]
+    peak = max(raised)
+    g = peak + math.log(math.fsum(math.exp(r - peak) for r in raised) / math.fsum(map(math.exp, distances)))
     bounds = []
     for i, value in enumerate(values):
         size = abs(float(value))

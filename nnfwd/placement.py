@@ -18,19 +18,20 @@ from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
 REAL = ("float16", "bfloat16", "float32", "float64")
 INTEGER = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
-_dtype_names: dict[Any, str] = {}
+_dtype_names: dict[tuple[type, Any], str] = {}
 
 
 def dtype_name(dtype: Any, /) -> str:
     """The name of a dtype of any library, `"float32"` for `numpy.float32`, `torch.float32`, `jax.numpy.float32`."""
-    name = _dtype_names.get(dtype)
+    key = (type(dtype), dtype)  # dtypes of two libraries may have one hash, and must not be compared
+    name = _dtype_names.get(key)
     if name is None:
         if isinstance(dtype, str):
             name = dtype
         else:
             given = np.dtype(dtype) if isinstance(dtype, type) or callable(dtype) else dtype
             name = getattr(given, "name", None) or str(given).rpartition(".")[2]
-        _dtype_names[dtype] = name
+        _dtype_names[key] = name
     return name
 
 
@@ -71,8 +72,9 @@ def own(a: Any, what: str) -> Array:
     _backend.of(a, what)
     name = dtype_name(a.dtype)
     if isinstance(a, np.ndarray):
+        real_dtype("float64" if name in INTEGER else name, f"{what}.dtype")
+        a = _plain(a)
         dtype = np.dtype("float64") if name in INTEGER else a.dtype.newbyteorder("=")
-        real_dtype(dtype, f"{what}.dtype")
         a = np.array(a, dtype=dtype, order="C", subok=False)
         a.flags.writeable = False
     else:
@@ -121,7 +123,12 @@ def move(a: Array, adapter: Backend, *, dtype: str, device: Any = None) -> Array
     source = _backend.of(a)
     if source is adapter:
         return adapter.place(a, dtype=dtype, like=a if device is None else None, device=device)
-    return adapter.place(source.to_numpy(a), dtype=dtype, device=device)
+    return adapter.place(_plain(source.to_numpy(a)), dtype=dtype, device=device)
+
+
+def _plain(a: np.ndarray) -> np.ndarray:
+    """The array without ml_dtypes' bfloat16, which NumPy's other users do not know; float32 holds it exactly."""
+    return a.astype("float32") if dtype_name(a.dtype) == "bfloat16" else a
 
 
 def place(a: Array, adapter: Backend, dtype: str, like: Array | None, device: Any = None) -> Array:

@@ -18,11 +18,11 @@ Number = Any
 Vector = list[Number]
 
 
-def looped_feed_forward(x: Any, layers: Any, /) -> list[Any]:
+def looped_feed_forward(given: Any, layers: Any, /) -> list[Any]:
     """The output for x by explicit loops, one multiplication at a time.
 
     Args:
-        x: a vector of `in` numbers, or nested lists or an array `(..., in)`.
+        given: the input x, a vector of `in` numbers, or nested lists or an array `(..., in)`.
         layers: a `Network` or a sequence of layers.
 
     Returns:
@@ -32,7 +32,7 @@ def looped_feed_forward(x: Any, layers: Any, /) -> list[Any]:
         ArrayError: for an activation that has no scalar form (a callable of one's own without an attribute `scalar`).
     """
     chain = Chain.of(layers)
-    rows = nested(x)
+    rows = nested(given)
     members: list[Sequence[Layer]] = [chain.layers]
     if chain.members is not None:
         members = [member(chain, m) for m in range(chain.members)]
@@ -40,6 +40,8 @@ def looped_feed_forward(x: Any, layers: Any, /) -> list[Any]:
     def every_row(x: list[Any], layers: Sequence[Layer]) -> list[Any]:
         if any(isinstance(row, list) for row in x):
             return [every_row(row, layers) for row in x]
+        if not x and not isinstance(given, list | tuple):  # an array without rows
+            return []
         chain.check((len(x),))
         *_, (_, h) = looped_steps(layers, x)
         return h
