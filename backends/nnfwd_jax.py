@@ -34,8 +34,8 @@ def devices() -> tuple[str, ...]:
 def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> jax.Array:
     if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise DtypeError(
-            'jax has float64 only with x64 enabled: ask for dtype="float32", '
-            'or enable it with jax.config.update("jax_enable_x64", True)'
+            'jax has float64 only with x64 enabled: ask for dtype="float32", or enable it with '
+            'jax.config.update("jax_enable_x64", True) or the environment variable JAX_ENABLE_X64=1'
         )
     if isinstance(a, jax.Array):
         a = a.astype(dtype)

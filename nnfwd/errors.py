@@ -43,3 +43,7 @@ class UnknownNameError(NnfwdError, ValueError):
 
 class ModelFileError(NnfwdError, ValueError):
     """A model file that is damaged, too large, or holds what cannot be represented."""
+
+
+class DataFileError(NnfwdError, ValueError):
+    """A file of inputs or outputs that is damaged, of an unknown format, or in the way."""

@@ -1,0 +1,101 @@
+"""Inputs and outputs as files: `.npy`, `.npz` and `.csv`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from nnfwd.errors import DataFileError
+from nnfwd.io.files import replacing
+
+
+def check_output(path: Path, *, source: Path, force: bool) -> None:
+    """Raises `DataFileError` unless a result may be written to `path`: before anything is computed."""
+    _format(path, _WRITERS)
+    if not path.parent.is_dir():
+        raise DataFileError(f"{path}: the folder {path.parent} does not exist")
+    if path.exists() and path.samefile(source):
+        raise DataFileError(f"{path} is the input: choose another name for the output")
+    if path.exists() and not force:
+        raise DataFileError(f"{path} exists: choose another name, or replace it with --force")
+
+
+def read_array(path: Path, /) -> tuple[np.ndarray, bool]:
+    """The array of a file, and whether the file states its dtype (text does not: it is read as float64).
+
+    `.npy`; `.npz` with one array, or one of them called x; `.csv` of numbers, `(rows, columns)`, a first line of names
+    is skipped.
+
+    Raises:
+        DataFileError: for an unknown format or a damaged file.
+        FileNotFoundError, PermissionError: as `open`.
+    """
+    read = _format(path, _READERS)
+    try:
+        return read(path), path.suffix.lower() != ".csv"
+    except (FileNotFoundError, PermissionError, IsADirectoryError, DataFileError):
+        raise
+    except Exception as error:  # whatever NumPy's readers meet in a damaged file
+        raise DataFileError(f"{path}: not a valid {path.suffix} file of numbers: {error}") from error
+
+
+def write_array(path: Path, y: np.ndarray, /) -> None:
+    """Writes an array in the format of the extension, as a whole or not at all; in `.npz` it is called y."""
+    write = _format(path, _WRITERS)
+    if path.suffix.lower() == ".csv" and y.ndim > 2:
+        raise DataFileError(f"{path}: a .csv has two dimensions and the result is {y.shape}: write .npy")
+    with replacing(path) as file:
+        write(file, y)
+
+
+def _format(path: Path, formats: dict[str, Any]) -> Any:
+    try:
+        return formats[path.suffix.lower()]
+    except KeyError:
+        known = ", ".join(formats)
+        raise DataFileError(f"{path}: no data format {path.suffix or 'without an extension'}: use {known}") from None
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        name = "x" if "x" in archive.files else archive.files[0]
+        if name != "x" and len(archive.files) != 1:
+            raise DataFileError(f"{path} holds {', '.join(archive.files)}: call the input x")
+        return np.asarray(archive[name])
+
+
+def _read_csv(path: Path) -> np.ndarray:
+    with open(path, encoding="utf-8-sig") as file:
+        first = file.readline()
+        try:
+            [float(value) for value in first.split(",")]
+            names = 0
+        except ValueError:
+            names = 1
+    return np.loadtxt(path, delimiter=",", skiprows=names, ndmin=2, encoding="utf-8-sig")
+
+
+def _write_npy(file: IO[bytes], y: np.ndarray) -> None:
+    np.save(file, y)
+
+
+def _write_npz(file: IO[bytes], y: np.ndarray) -> None:
+    np.savez(file, y=y)
+
+
+def _write_csv(file: IO[bytes], y: np.ndarray) -> None:
+    digits = {"float16": 5, "float32": 9}.get(str(y.dtype), 17)  # enough to read the same number back
+    np.savetxt(file, np.atleast_2d(y), fmt=f"%.{digits}g", delimiter=",")
+
+
+_READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
+    ".npz": _read_npz,
+    ".csv": _read_csv,
+}
+_WRITERS: dict[str, Callable[[IO[bytes], np.ndarray], None]] = {
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+    ".csv": _write_csv,
+}
