@@ -20,16 +20,16 @@ from nnfwd.errors import BackendError
 __all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
 
 
-def _maximum(a: Any, b: Any, /) -> torch.Tensor:
-    return torch.maximum(a, b) if isinstance(b, torch.Tensor) else torch.clamp(a, min=b)
+# array-api-compat asks for the result type of a tensor and a scalar, which breaks the graph under torch.compile. Not
+# clamp: where a equals b, the gradient is to be shared between the two, as in maximum everywhere else.
+def _maximum(a: torch.Tensor, b: Any, /) -> torch.Tensor:
+    return torch.maximum(a, b if isinstance(b, torch.Tensor) else a.new_full((), b))
 
 
-def _minimum(a: Any, b: Any, /) -> torch.Tensor:
-    return torch.minimum(a, b) if isinstance(b, torch.Tensor) else torch.clamp(a, max=b)
+def _minimum(a: torch.Tensor, b: Any, /) -> torch.Tensor:
+    return torch.minimum(a, b if isinstance(b, torch.Tensor) else a.new_full((), b))
 
 
-# array-api-compat asks for the result type of a tensor and a scalar, which breaks the graph under torch.compile; these
-# take a scalar as PyTorch does.
 xp: Any = types.SimpleNamespace(
     **{**vars(array_api_compat.torch), "maximum": _maximum, "minimum": _minimum, "where": torch.where}
 )

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from array_api_compat import device as device_of
 
 from nnfwd import backend as _backend
 from nnfwd.backend import Array, Backend
@@ -44,6 +43,11 @@ def real_dtype(dtype: Any, what: str = "dtype") -> str:
     if name not in REAL:
         raise DtypeError(f"{what} is {name}: it must be one of {', '.join(REAL)}")
     return name
+
+
+def device_of(x: Array, /) -> Any:
+    """The device of an array, None where it has none (a tracer, a Dask array)."""
+    return getattr(x, "device", None)
 
 
 def widest(dtypes: Sequence[str]) -> str:

@@ -1,0 +1,153 @@
+"""JAX: inside the caller's jit, grad and vmap; placed weights; x64; several devices."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from networks import ensemble, inputs, mixed, tutorial
+from places import need
+
+import nnfwd
+from nnfwd.bounds import arithmetic_of, bounded_feed_forward
+from nnfwd.errors import DtypeError
+
+
+@pytest.fixture
+def jax():
+    return need("jax")
+
+
+def inside(y, net, x):
+    from nnfwd import backend
+
+    bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(backend.load("jax"), "float32"))
+    return bounded.ratio(np.asarray(y)).max() <= 1
+
+
+@pytest.mark.parametrize("make", [mixed, ensemble])
+def test_jit_and_vmap_agree_with_the_reference(jax, make):
+    net, x = make(), inputs(6, 4)
+    xj = jax.numpy.asarray(x)
+    # The first call of all is under jit: the weights are placed while tracing, and kept.
+    assert inside(jax.jit(lambda x: net(x))(xj), net, x)
+    assert inside(jax.jit(lambda x: 1 * net(x))(xj), net, x)
+    assert inside(net(xj), net, x)
+    over_rows = jax.vmap(net)(xj)
+    assert inside(over_rows if make is mixed else jax.numpy.moveaxis(over_rows, 0, 1), net, x)
+
+
+def test_first_call_under_grad(jax):
+    net, x = mixed(), jax.numpy.asarray(inputs(4))
+    first = jax.grad(lambda x: net(x)[0])(x)
+    assert np.array_equal(first, jax.grad(lambda x: net(x)[0])(x))
+    assert np.isfinite(first).all()
+    assert isinstance(net(x), jax.Array)
+
+
+def test_gradients_over_weights_are_those_of_finite_differences(jax):
+    with jax.enable_x64(True):
+        net, x = mixed("float64"), jax.numpy.asarray(inputs(3, 4, dtype="float64"))
+        placed = net.to("jax")
+
+        def loss(net):
+            return (net(x) ** 2).sum()
+
+        direction = jax.tree.map(lambda a: jax.numpy.asarray(np.random.default_rng(3).standard_normal(a.shape)), placed)
+        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), jax.grad(loss)(placed), direction)))
+        # A central difference is off by h^2 f'''/6; halving h quarters that, so Richardson's error estimate bounds it.
+        moved = [
+            (loss(jax.tree.map(lambda a, d, h=h: a + h * d, placed, direction))
+             - loss(jax.tree.map(lambda a, d, h=h: a - h * d, placed, direction))) / (2 * h)
+            for h in (2e-3, 1e-3)
+        ]  # fmt: skip
+        assert abs(slope - moved[1]) <= abs(moved[1] - moved[0])
+        by_parameters = jax.grad(lambda p: loss(placed.with_parameters(p)))(placed.parameters)
+        by_layers = jax.grad(lambda layers: (nnfwd.feed_forward(x, layers) ** 2).sum())(tuple(placed))
+        for a, b, c in zip(
+            jax.tree.leaves(jax.grad(loss)(placed)), jax.tree.leaves(by_parameters), jax.tree.leaves(by_layers), strict=True
+        ):
+            assert np.array_equal(a, b)
+            assert np.array_equal(a, c)
+
+
+def test_networks_are_pytrees(jax):
+    net = mixed().to("jax")
+    leaves, structure = jax.tree.flatten(net)
+    assert len(leaves) == 2 + 3 + 1 + 2
+    again = jax.tree.unflatten(structure, leaves)
+    assert again == net
+    assert hash(structure) == hash(jax.tree.structure(mixed(seed=9).to("jax")))
+    assert structure == jax.tree.structure(mixed(seed=9).to("jax"))
+    assert structure != jax.tree.structure(ensemble().to("jax"))
+    jax.tree.unflatten(structure, [object()] * len(leaves))  # validates nothing
+    traces = []
+
+    @jax.jit
+    def run(net, x):
+        traces.append(1)
+        return net(x)
+
+    x = jax.numpy.asarray(inputs(4))
+    run(net, x)
+    run(mixed(seed=9).to("jax"), x)
+    assert len(traces) == 1, "another network of the same structure must not compile again"
+
+
+def test_compiled_passes_weights_as_arguments(jax):
+    net, x = mixed(), inputs(6, 4)
+    run = net.compile(backend="jax", dtype="float32")
+    assert inside(run(x), net, x)
+    assert inside(run(jax.numpy.asarray(x)), net, x)
+    [call] = [step for step in jax.make_jaxpr(run._run)(jax.numpy.asarray(x)).eqns if "jaxpr" in step.params]
+    assert len(call.invars) == 1 + len(jax.tree.leaves(net.to("jax")))
+    assert not call.params["jaxpr"].consts
+
+
+def test_precision_is_explicit_in_the_program(jax):
+    net = tutorial()[0].to("jax", dtype="float32")
+    x = jax.numpy.ones((2, 3))
+    for precision, name in (("highest", "HIGHEST"), ("high", "HIGH"), ("medium", "DEFAULT")):
+        text = jax.jit(lambda x, p=precision: net(x, precision=p)).lower(x).as_text()
+        assert f"precision = [{name}, {name}]" in text or (name == "DEFAULT" and "HIGH" not in text), text
+
+
+def test_float64_only_with_x64(jax):
+    net, x = tutorial()
+    with pytest.raises(DtypeError, match='dtype="float32".*jax_enable_x64'):
+        net(np.array(x), backend="jax")
+    assert net(x, backend="jax").dtype == "float32"
+    with jax.enable_x64(True):
+        assert net(np.array(x), backend="jax").dtype == "float64"
+
+
+def test_x_sharded_over_eight_devices_keeps_its_sharding(jax):
+    program = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from networks import mixed, inputs
+import nnfwd
+assert len(jax.devices()) == 8
+net, x = mixed(), inputs(16, 4)
+sharding = NamedSharding(Mesh(np.array(jax.devices()), "rows"), P("rows"))
+y = net(jax.device_put(x, sharding))
+assert len(y.sharding.device_set) == 8, y.sharding
+other = jax.device_put(x, jax.devices()[3])
+assert net(other).device == jax.devices()[3]
+assert net(x, backend="jax", device="cpu:5").device == jax.devices()[5]
+try:
+    net.to("jax", device="cpu:1")(other)
+except nnfwd.errors.DeviceError as error:
+    assert "cpu:1" in str(error) and "cpu:3" in str(error), error
+else:
+    raise AssertionError("two devices in one call")
+"""
+    import os
+    from pathlib import Path
+
+    here = Path(__file__).parent
+    path = os.pathsep.join(map(str, (here, here.parent, here.parent / "backends")))
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
