@@ -47,14 +47,16 @@ def to_numpy(x: Any, /) -> np.ndarray:
 def scope(precision: str, /) -> Iterator[None]:
     if precision == "highest" and int(os.environ.get("CUPY_TF32", "0")):
         raise BackendError(
-            'precision="highest" was asked for and CUPY_TF32 is set: unset it before starting, or ask for precision="high"'
+            'precision="highest" was asked for and CUPY_TF32 is set: unset it before starting, '
+            'or ask for precision="high"'
         )
     yield
 
 
 def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
-    wide = {"u_acc": 2.0**-23, "u_out": 2.0**-11} if dtype == "float16" else {}
-    return Arithmetic(dtype, flushes=dtype == "float32", ulp=ULP[dtype], **wide)
+    # The adder of the tensor cores truncates: 2**-23 for float32 sums of float16 products.
+    u_acc = 2.0**-23 if dtype == "float16" else None
+    return Arithmetic(dtype, flushes=dtype == "float32", ulp=ULP[dtype], u_acc=u_acc)
 
 
 # From CUDA's tables of maximum errors, in units in the last place, with room for CuPy's -ftz; not measured yet.

@@ -61,4 +61,4 @@ def _block(forward: Callable[..., Any], layers: Any, block: Any) -> Any:
 
 
 def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
-    return backend.load("numpy").arithmetic(dtype, precision=precision)  # type: ignore[attr-defined, no-any-return]
+    return backend.load("numpy").arithmetic(dtype, precision=precision)  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(nnfwd.__file__).parent 
 images, labels = load_digits(return_X_y=True)
 x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=450, random_state=0, stratify=labels)
 
-mlp = MLPClassifier((32,), alpha=0.1, learning_rate_init=0.003, max_iter=150, random_state=0, n_iter_no_change=150)
+mlp = MLPClassifier((32,), alpha=0.5, max_iter=1000, random_state=0)
 mlp.fit(x_train / 16, y_train)
 
 hidden, output = (
@@ -31,4 +31,5 @@ hidden, output = (
 net = nnfwd.Network([nnfwd.Scale(1 / 16), hidden, output])
 nnfwd.save(net, folder / "digits.npz")
 np.savez_compressed(folder / "digits_heldout.npz", images=x_test.astype("uint8"), labels=y_test.astype("uint8"))
-print(f"accuracy {np.mean(net(x_test).argmax(axis=-1) == y_test):.4f} on {len(y_test)} held-out digits, {folder}/digits.npz")
+accuracy = np.mean(net(x_test).argmax(axis=-1) == y_test)
+print(f"{folder}: accuracy {accuracy:.4f} on {len(y_test)} held-out digits")

@@ -4,13 +4,17 @@ The pass is written once, against the Python Array API standard (`nnfwd.forward`
 to. See `Network`, `Dense`, `feed_forward`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from nnfwd import activations, errors
 from nnfwd.backend import backends
 from nnfwd.forward import Trace, feed_forward, trace
-from nnfwd.io import load, save
 from nnfwd.layers import Activation, Dense, Scale
 from nnfwd.network import Network
-from nnfwd.reference import looped_feed_forward
+
+if TYPE_CHECKING:
+    from nnfwd.io import load, save
+    from nnfwd.reference import looped_feed_forward
 
 __version__ = "0.1.0"
 
@@ -29,3 +33,18 @@ __all__ = [
     "save",
     "trace",
 ]
+
+_LAZY = {"load": "nnfwd.io", "save": "nnfwd.io", "looped_feed_forward": "nnfwd.reference"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'nnfwd' has no attribute {name!r}")
+    import importlib
+
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

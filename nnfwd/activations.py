@@ -5,7 +5,7 @@ A parameter may be an array of shape `(features,)`, one value a feature; then it
 and placed with them. Any callable `f(x, /, *, xp)` is an activation too.
 
 The formulas are those that survive: exact limits at -inf and +inf, NaN kept, no overflow on the way, right gradients at
-0 and far out. `e` stands for exp(-|x|), written exp(minimum(x, -x)) because the gradient of |x| at 0 is 0 by convention.
+0 and far out. `e` stands for exp(-|x|), written exp(minimum(x, -x)), whose gradients at 0 are shared as they should be.
 Constants are Python scalars, so they never change a dtype or a device.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, Self
 from array_api_compat import array_namespace
 
 from nnfwd.backend import Array
-from nnfwd.errors import DtypeError, UnknownNameError
 from nnfwd.erfc import erfc
+from nnfwd.errors import DtypeError, UnknownNameError
 from nnfwd.placement import parameter
 
 Formula = Callable[..., Array]
@@ -37,7 +37,7 @@ class Function:
         self.parameters = dict(parameters)
 
     def __call__(self, x: Array = None, /, *, xp: Any = None, **parameters: Any) -> Any:
-        """The activation of x `(..., features)`, same shape and dtype; without x, the function with those parameters."""
+        """The activation of x, of x's shape and dtype; without x, the function with those parameters."""
         if x is None:
             return self._with(parameters)
         if parameters:
@@ -107,7 +107,7 @@ def _activation(*aliases: str, **defaults: float | None) -> Callable[[Formula], 
     def register(formula: Formula) -> Function:
         name = formula.__name__.rstrip("_")
         _registry[name] = function = Function(name, formula, defaults)
-        _names.update({alias: name for alias in (name, *aliases)})
+        _names.update(dict.fromkeys((name, *aliases), name))
         return function
 
     return register

@@ -16,9 +16,7 @@ Three things a backend *may* have besides; without them the plain pass runs:
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import importlib.util
-import pkgutil
 import re
 import types
 from typing import Any, Protocol
@@ -57,7 +55,7 @@ class Backend(Protocol):
 
 def name_of(backend: Backend) -> str:
     """The backend's name: `"jax"` for the module `nnfwd_jax`."""
-    return backend.__name__.removeprefix(PREFIX)  # type: ignore[attr-defined, no-any-return]
+    return backend.__name__.removeprefix(PREFIX)  # type: ignore[attr-defined]
 
 
 _by_type: dict[type, Backend] = {}
@@ -112,7 +110,7 @@ def _load(name: str) -> Backend:
     if not name.isidentifier() or importlib.util.find_spec(PREFIX + name) is None:
         raise UnknownNameError("backend", name, _names())
     try:
-        return importlib.import_module(PREFIX + name)  # type: ignore[return-value]
+        return importlib.import_module(PREFIX + name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise BackendError(f"{name} is installed but broken: {error}") from error
@@ -144,7 +142,7 @@ class _Standard:
     def to_numpy(self, x: Array, /) -> np.ndarray:
         return np.from_dlpack(x)
 
-    def scope(self, precision: str, /) -> contextlib.AbstractContextManager[Any]:
+    def scope(self, _: str, /) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 
@@ -182,12 +180,19 @@ def _info(name: str, *, probe: bool) -> BackendInfo:
     return BackendInfo(name, version, found, "usable" if found else "installed, no device")
 
 
+# The survey reads package metadata with modules that are slow to import, so `import nnfwd` leaves them alone.
+
+
 def _names() -> list[str]:
+    import pkgutil
+
     return sorted({m.name.removeprefix(PREFIX) for m in pkgutil.iter_modules() if m.name.startswith(PREFIX)})
 
 
 def _extra(name: str) -> list[str]:
     """Distributions that nnfwd's extra of this name asks for (CuPy has a distribution per CUDA version)."""
+    import importlib.metadata
+
     needs = importlib.metadata.requires("nnfwd") or []
     return [
         re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in needs if re.search(rf"extra == ['\"]{name}['\"]", need)
@@ -199,6 +204,8 @@ def _install(name: str) -> str:
 
 
 def _version(name: str) -> str:
+    import importlib.metadata
+
     for distribution in (name, *_extra(name), *importlib.metadata.packages_distributions().get(name, ())):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(distribution)

@@ -12,7 +12,7 @@ largest finite one and gamma_m = m u / (1 - m u), a Dense layer's weighted sum z
 
     N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1
     C.-P. Jeannerod and S. M. Rump, SIAM J. Matrix Anal. Appl. 34 (2013) 338-344: n u for gamma_n, with no restriction
-    P. Blanchard, N. J. Higham, F. Lopez, T. Mary, S. Pranesh, SIAM J. Sci. Comput. 42 (2020): wide sums of narrow products
+    P. Blanchard, N. J. Higham, F. Lopez, T. Mary, S. Pranesh, SIAM J. Sci. Comput. 42 (2020): wide sums
     P. Blanchard, D. J. Higham, N. J. Higham, IMA J. Numer. Anal. 41 (2021) 2311-2330: softmax
 
 u_out enters twice: a wide sum is rounded to the narrow format, and so is the sum with the bias after it. Where no
@@ -31,7 +31,12 @@ from nnfwd.errors import ArrayError
 from nnfwd.layers import Chain, Dense, Layer, Scale, to_numpy
 from nnfwd.reference import FLOATS, VECTOR, activate, digits, each, member, nested, scalar_form
 
-_FORMATS = {"float16": (11, -14, 15), "bfloat16": (8, -126, 127), "float32": (24, -126, 127), "float64": (53, -1022, 1023)}
+_FORMATS = {
+    "float16": (11, -14, 15),
+    "bfloat16": (8, -126, 127),
+    "float32": (24, -126, 127),
+    "float64": (53, -1022, 1023),
+}
 _ULP = {"exp": 8.0, "expm1": 8.0, "log1p": 8.0, "log": 8.0, "tanh": 8.0, "erfc": 16.0}
 _SLACK = 1 + 2.0**-40  # for the bound's own rounding
 
@@ -48,8 +53,6 @@ class Arithmetic:
     """Unit roundoff to which operands of a product are rounded first (TF32: 2**-11), 0 where they are not."""
     u_acc: float | None = None
     """Unit roundoff of the sums of products, None for the dtype's own."""
-    u_out: float = 0.0
-    """Unit roundoff to which a wide sum is rounded, 0 where sums are in the dtype itself."""
     flushes: bool = False
     """Whether subnormal numbers may become 0."""
     ulp: Mapping[str, float] = field(default_factory=lambda: _ULP)
@@ -70,6 +73,11 @@ class Arithmetic:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def u_out(self) -> float:
+        """Unit roundoff to which a wide sum is rounded, 0 where sums are in the dtype itself."""
+        return 0.0 if self.u_acc is None else self.u
 
     @property
     def quantum(self) -> float:
@@ -164,7 +172,9 @@ def _prepare(layer: Layer, m: Any) -> tuple[Layer, Any]:
         return layer, None
     weight = nested(layer.weight)
     bias = nested(layer.bias) or [0.0] * len(weight)
-    return layer, [(row, row if m is FLOATS else [m.number(w) for w in row], b) for row, b in zip(weight, bias, strict=True)]
+    return layer, [
+        (row, row if m is FLOATS else [m.number(w) for w in row], b) for row, b in zip(weight, bias, strict=True)
+    ]
 
 
 def _layer(layer: Layer, weights: Any, h: list[Any], e: list[float], arith: Arithmetic, m: Any) -> tuple[Any, Any]:
@@ -175,7 +185,7 @@ def _layer(layer: Layer, weights: Any, h: list[Any], e: list[float], arith: Arit
     elif isinstance(layer, Scale):
         parameters = zip(*(each(value, len(h)) for value in (layer.scale, layer.center, layer.shift)), strict=True)
         rounded = isinstance(layer.center, float)
-        pairs = [_scale(*p, h[i], e[i], rounded, arith, m) for i, p in enumerate(parameters)]
+        pairs = [_scale(s, c, t, h[i], e[i], rounded, arith, m) for i, (s, c, t) in enumerate(parameters)]
     else:
         pairs = list(zip(h, e, strict=True))
     z, errors = [p[0] for p in pairs], [p[1] for p in pairs]
@@ -186,7 +196,14 @@ def _layer(layer: Layer, weights: Any, h: list[Any], e: list[float], arith: Arit
 
 
 def _dense(
-    w: list[float], wide: list[Any], b: float, h: list[Any], sizes: list[float], e: list[float], arith: Arithmetic, m: Any
+    w: list[float],
+    wide: list[Any],
+    b: float,
+    h: list[Any],
+    sizes: list[float],
+    e: list[float],
+    arith: Arithmetic,
+    m: Any,
 ) -> tuple[Any, float]:
     n = len(w)
     terms = [wide[j] * h[j] for j in range(n)] + [m.number(b)]
@@ -319,7 +336,9 @@ def _elementwise(layer: Layer, z: list[Any], errors: list[float], arith: Arithme
     if name not in _RELATIVE or getattr(layer.activation.formula, "scalar", None) is not None:
         raise ArrayError(f"the rounding of the activation {name} is unknown: no bound can be given")
     f, values = scalar_form(layer), activate(layer, z, m)
-    parameters = list(zip(*(each(v, len(z)) for v in layer.activation.parameters.values()), strict=True)) or [()] * len(z)
+    parameters = list(zip(*(each(v, len(z)) for v in layer.activation.parameters.values()), strict=True)) or [()] * len(
+        z
+    )
     bounds = []
     for t, value, wide, p in zip(z, values, errors, parameters, strict=True):
         if math.isinf(wide):
@@ -332,7 +351,9 @@ def _elementwise(layer: Layer, z: list[Any], errors: list[float], arith: Arithme
     return values, bounds
 
 
-def _propagate(name: str, f: Any, t: Any, value: Any, wide: float, p: Sequence[float], arith: Arithmetic, m: Any) -> float:
+def _propagate(
+    name: str, f: Any, t: Any, value: Any, wide: float, p: Sequence[float], arith: Arithmetic, m: Any
+) -> float:
     """The error of the activation of t, itself known to within `wide`."""
     low, high = t - wide, t + wide
     reached = [f(low, m, *p), f(high, m, *p)] if wide else []
@@ -384,7 +405,9 @@ def _softmax(name: str, z: list[Any], errors: list[float], arith: Arithmetic, m:
         kept = [i for i, t in enumerate(z) if _finite(t)]
         if not kept or any(t != t or t > 0 for t in z if not _finite(t)):
             return values, [0.0] * n  # NaN throughout
-        some = dict(zip(kept, _softmax(name, [z[i] for i in kept], [errors[i] for i in kept], arith, m)[1], strict=True))
+        some = dict(
+            zip(kept, _softmax(name, [z[i] for i in kept], [errors[i] for i in kept], arith, m)[1], strict=True)
+        )
         return values, [some.get(i, 0.0) for i in range(n)]  # what came in as -inf gives 0, or -inf, exactly
     top, widest = max(z), max(errors)
     u, k = arith.u, arith.ulp

@@ -58,7 +58,12 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "the tutorial, then handwritten digits, on every usable backend", "nnfwd demo")
     demo.add_argument(
-        "-o", "--output", metavar="FOLDER", type=Path, default=Path("nnfwd-demo"), help="for pictures (default: %(default)s)"
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("nnfwd-demo"),
+        help="for pictures (default: %(default)s)",
     )
 
     run = command(
@@ -72,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "-o", "--output", metavar="OUTPUT", type=Path, required=True, help="outputs (..., out): .npy, .npz or .csv"
     )
-    run.add_argument("--backend", metavar="NAME", default="numpy", help="array library to compute with (default: numpy)")
+    run.add_argument(
+        "--backend", metavar="NAME", default="numpy", help="array library to compute with (default: numpy)"
+    )
     run.add_argument("--device", metavar="DEVICE", help="as `nnfwd backends --devices` prints it")
     run.add_argument("--dtype", metavar="DTYPE", help="float16, bfloat16, float32 or float64 (default: the input's)")
     run.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")

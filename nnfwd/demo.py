@@ -45,7 +45,7 @@ def _tutorial() -> Iterator[str]:
     yield "1. The tutorial: a 3-3-1 network, sigmoid, x = (1.5, 2, 3)"
     yield ""
     yield "   layer node   by loops, plain Python            by matrices, NumPy"
-    looped, matrix = list(looped_steps(net, x)), trace(net, np.array(x))
+    looped, matrix = list(looped_steps(tuple(net), x)), trace(net, np.array(x))
     for i, (z, h) in enumerate(looped):
         for j in range(len(z)):
             left = f"z = {z[j]:.8f}  h = {h[j]:.8f}"
@@ -117,5 +117,5 @@ def _pictures(folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for extension in ("png", "svg"):
         path = folder / f"network.{extension}"
-        plot.network(net, x).figure.savefig(path, dpi=160)
+        plot.network(net, x).figure.savefig(path, dpi=160)  # type: ignore[union-attr]
         yield f"Wrote {path}, the network with its numbers"

@@ -3,7 +3,6 @@
 Each is also one of Python's own (`ValueError`, `TypeError`, ...), so code that knows nothing of nnfwd catches it too.
 """
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -35,6 +34,8 @@ class UnknownNameError(NnfwdError, ValueError):
     """A name (activation, backend, precision, ...) that does not exist; says which ones do."""
 
     def __init__(self, what: str, given: object, known: Iterable[str]) -> None:
+        import difflib  # only on this path: it is slow to import
+
         names = sorted(known)
         near = difflib.get_close_matches(str(given).lower(), names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"

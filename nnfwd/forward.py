@@ -8,9 +8,9 @@ bends it with an activation function:
 
 For many rows at once the same is one matrix product, z = h W^T + b. That is all there is, and it stands in `steps`,
 written against the Python Array API standard. `xp` is the array library's namespace and is handed down; nothing here
-names a library. Everything else in nnfwd either prepares for these lines (`placement.py`: where arrays are; `layers.py`:
-do the shapes fit), executes them well (`backends/`), or judges them (`reference.py` says the same in plain Python
-loops, `bounds.py` how far rounding may take the two apart).
+names a library. Everything else in nnfwd prepares for these lines (`placement.py`: where arrays are; `layers.py`: do
+the shapes fit; `network.py`: what a person holds), executes them well (`backends/`), or judges them (`reference.py`
+says the same in plain Python loops, `bounds.py` how far rounding may take the two apart).
 """
 
 import functools
@@ -28,7 +28,7 @@ from nnfwd.layers import Chain, Dense, Layer, Scale
 def steps(layers: Sequence[Layer], h: Array, xp: Any) -> Iterator[tuple[Array, Array]]:
     """Yields each layer's weighted sum z and activation h.
 
-    h is `(rows, in)`; z and the h yielded are `(rows, out)`, or `(members, rows, out)` from the first ensemble layer on.
+    h is `(rows, in)`; what is yielded is `(rows, out)`, or `(members, rows, out)` from the first ensemble layer on.
     """
     for layer in layers:
         if isinstance(layer, Dense):
@@ -48,10 +48,10 @@ def forward(layers: Sequence[Layer], x: Array, xp: Any) -> Array:
 
     An ensemble gives `(members, ..., out)`.
     """
-    h = _fold(x, xp)
-    for _, h in steps(layers, h, xp):
-        pass
-    return _unfold(h, x, xp)
+    output = x
+    for _, h in steps(layers, _fold(x, xp), xp):
+        output = h
+    return _unfold(output, x, xp)
 
 
 def _fold(x: Array, xp: Any) -> Array:

@@ -1,6 +1,6 @@
 """Layers: a Dense layer, an element-wise scaling, an activation of its own; and the chain they make.
 
-A layer holds arrays and checks their shapes once, at construction. It computes nothing: the pass stands in `forward.py`.
+A layer holds arrays and checks their shapes once, at construction. It computes nothing: the pass is in `forward.py`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from nnfwd.backend import Array, Backend
 from nnfwd.errors import ArrayError, ShapeError
 
 Parameters = dict[str, Any]
-"""A layer's arrays by name: `{"weight": ..., "bias": ..., "activation": {"negative_slope": ...}}`, absent ones left out."""
+"""A layer's arrays by name: `{"weight": ..., "bias": ..., "activation": {"negative_slope": ...}}`."""
 
 
 class Layer:
@@ -70,14 +70,18 @@ class Layer:
         layer = object.__new__(cls)
         scalars, (name, formula, settings) = structure
         arrays = children[0] if isinstance(children[0], dict) else {}
-        layer._set(**(dict.fromkeys(cls.fields) | dict(scalars) | {k: arrays.get(k) for k in arrays if k in cls.fields}))
+        layer._set(
+            **(dict.fromkeys(cls.fields) | dict(scalars) | {k: arrays.get(k) for k in arrays if k in cls.fields})
+        )
         layer._set(activation=Function(name, formula, dict(settings) | arrays.get("activation", {})))
         return layer
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Layer):
             return NotImplemented
-        return type(self) is type(other) and self.structure == other.structure and _same(self.parameters, other.parameters)
+        return (
+            type(self) is type(other) and self.structure == other.structure and _same(self.parameters, other.parameters)
+        )
 
     def __hash__(self) -> int:
         return hash((type(self), self.structure))
@@ -115,7 +119,7 @@ class Dense(Layer):
 
     Args:
         weight: `(out, in)`, or `(members, out, in)` for an ensemble in which every member sees the same x. The
-            orientation is never guessed: PyTorch and ONNX's transB=1 store it this way, Keras and scikit-learn `(in, out)`.
+            orientation is never guessed: PyTorch stores it this way, Keras and scikit-learn store `(in, out)`.
         bias: `(out,)`, or `(members, out)`; None for no bias.
         activation: a name, an `activations.Function`, or a callable `f(x, /, *, xp)`.
 

@@ -93,8 +93,14 @@ class Network:
         return Compiled(self, backend=backend, device=device, dtype=dtype, precision=precision)
 
     def to(self, backend: Any = None, /, *, device: Any = None, dtype: Any = None) -> "Network":
-        """The same network with its weights on another library, device or dtype; `net.to("numpy")` brings it home."""
+        """The same network with its weights on another library, device or dtype; `net.to("numpy")` brings it home.
+
+        For a backend that hands the network on to other libraries (Dask) they stay on the host.
+        """
         adapter = self._adapter(backend)
+        if hasattr(adapter, "apply"):
+            adapter = _backend.load("numpy")
+            device = None
         name = None if dtype is None else placement.real_dtype(dtype)
 
         def move(a: Any) -> Any:
@@ -131,7 +137,7 @@ class Network:
         return (self._layers,), None
 
     @classmethod
-    def tree_unflatten(cls, structure: None, children: tuple[tuple[Layer, ...]]) -> "Network":
+    def tree_unflatten(cls, _: None, children: tuple[tuple[Layer, ...]]) -> "Network":
         network = object.__new__(cls)
         network._layers, network._chain = children[0], None  # checked when it is called: these may be no arrays at all
         return network

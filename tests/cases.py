@@ -73,7 +73,9 @@ class Case:
                 width = out
             elif kind == "scale":
                 scale, center, shift = (self._array(rng, (width,), 1) for _ in range(3))
-                layers.append(Scale(scale, center=center, shift=shift) if per_feature else Scale(float(scale[0]), shift=0.5))
+                layers.append(
+                    Scale(scale, center=center, shift=shift) if per_feature else Scale(float(scale[0]), shift=0.5)
+                )
             else:
                 layers.append(Activation(self._function(rng, name, width, per_feature)))
         return Network(layers)
@@ -119,7 +121,9 @@ def _signature(rng: random.Random) -> Signature:
     layers = []
     for _ in range(depth):
         kind = rng.choices(("dense", "scale", "activation"), (8, 1, 1))[0]
-        layers.append((kind, rng.choice((1, 2, 3, 8, 17, 64)), rng.choice(NAMES), rng.random() < 0.8, rng.random() < 0.5))
+        layers.append(
+            (kind, rng.choice((1, 2, 3, 8, 17, 64)), rng.choice(NAMES), rng.random() < 0.8, rng.random() < 0.5)
+        )
     lead = rng.choice(((), (1,), (3,), (2, 2)))
     return Signature(rng.choice((1, 3, 7, 33)), lead, tuple(layers), rng.choice((0, 0, 0, 3)))
 
@@ -140,7 +144,11 @@ POOL = pool()
 
 widths = st.one_of(st.integers(1, 8), st.integers(1, 64))
 layers = st.tuples(
-    st.sampled_from(("dense",) * 8 + ("scale", "activation")), widths, st.sampled_from(NAMES), st.booleans(), st.booleans()
+    st.sampled_from(("dense",) * 8 + ("scale", "activation")),
+    widths,
+    st.sampled_from(NAMES),
+    st.booleans(),
+    st.booleans(),
 )
 free_signatures = st.builds(
     Signature,

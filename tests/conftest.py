@@ -50,7 +50,9 @@ def pytest_terminal_summary(terminalreporter):
     for name, reason in missing().items():
         report.write_line(f"not run: {name}, {reason}")
     if _rows:
-        report.write_line(f"{'place':32}{'dtype':10}{'networks':>9}{'elements':>10}{'unclaimed':>10}{'worst':>8}{'median':>9}")
+        report.write_line(
+            f"{'place':32}{'dtype':10}{'networks':>9}{'elements':>10}{'unclaimed':>10}{'worst':>8}{'median':>9}"
+        )
         report.write_line("(worst and median: a network's largest |error| / bound; inside is <= 1)")
     for (place, dtype), rows in sorted(_rows.items()):
         elements = sum(row.elements for row in rows)

@@ -9,7 +9,11 @@ from nnfwd import Dense, Network, Scale, activations
 
 def tutorial() -> tuple[Network, list[float]]:
     """The tutorial's 3-3-1 network and its input; the output is published as 0.8354 (cut off)."""
-    return Network.from_arrays([[[0.2] * 3, [0.4] * 3, [0.6] * 3], [[0.5] * 3]], [[0.8] * 3, [0.2]], "sigmoid"), [1.5, 2, 3]
+    return Network.from_arrays([[[0.2] * 3, [0.4] * 3, [0.6] * 3], [[0.5] * 3]], [[0.8] * 3, [0.2]], "sigmoid"), [
+        1.5,
+        2,
+        3,
+    ]
 
 
 def mixed(dtype: str = "float32", seed: int = 0) -> Network:

@@ -35,7 +35,9 @@ def test_inside_the_bound_on_a_grid(name, dtype):
     for place in (place for place in places() if place.has(dtype)):
         with place.context(dtype):
             y = net(place.put(x, dtype))
-            agreement.check(y, place, dtype, bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, dtype)))
+            agreement.check(
+                y, place, dtype, bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, dtype))
+            )
 
 
 LIMITS = {

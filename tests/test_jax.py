@@ -65,7 +65,10 @@ def test_gradients_over_weights_are_those_of_finite_differences(jax):
         by_parameters = jax.grad(lambda p: loss(placed.with_parameters(p)))(placed.parameters)
         by_layers = jax.grad(lambda layers: (nnfwd.feed_forward(x, layers) ** 2).sum())(tuple(placed))
         for a, b, c in zip(
-            jax.tree.leaves(jax.grad(loss)(placed)), jax.tree.leaves(by_parameters), jax.tree.leaves(by_layers), strict=True
+            jax.tree.leaves(jax.grad(loss)(placed)),
+            jax.tree.leaves(by_parameters),
+            jax.tree.leaves(by_layers),
+            strict=True,
         ):
             assert np.array_equal(a, b)
             assert np.array_equal(a, c)
@@ -149,5 +152,7 @@ else:
 
     here = Path(__file__).parent
     path = os.pathsep.join(map(str, (here, here.parent, here.parent / "backends")))
-    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

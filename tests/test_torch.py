@@ -22,7 +22,12 @@ def inside(y, net, x):
 
 @pytest.mark.parametrize(
     ("make", "placed_before", "compiler"),
-    [(mixed, False, "inductor"), (mixed, True, "aot_eager"), (ensemble, False, "aot_eager"), (ensemble, True, "aot_eager")],
+    [
+        (mixed, False, "inductor"),
+        (mixed, True, "aot_eager"),
+        (ensemble, False, "aot_eager"),
+        (ensemble, True, "aot_eager"),
+    ],
 )
 def test_compile_without_a_graph_break(torch, make, placed_before, compiler):
     torch._dynamo.reset()

@@ -28,16 +28,24 @@ from nnfwd.network import Network
 
 _FORMAT = 1
 _TYPES: dict[str, type[Layer]] = {"dense": Dense, "scale": Scale, "activation": Activation}
-_DTYPES = {np.dtype(name).newbyteorder(order) for name in ("f2", "f4", "f8") for order in "<>"} | {np.dtype("u1")}
+_DTYPES = {np.dtype(order + name) for name in ("f2", "f4", "f8", "u1") for order in "<>"}
+# What zipfile, json, ast and struct raise on damaged bytes.
+_DAMAGED = (
+    *(zipfile.BadZipFile, struct.error, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
+    *(RecursionError, NotImplementedError, RuntimeError, OverflowError, SyntaxError, MemoryError),
+)
 
 
 def write(network: Network, path: Path) -> None:
+    """Writes a network, as a whole or not at all."""
     arrays: dict[str, np.ndarray] = {}
     described = []
     for i, layer in enumerate(network):
         function = layer.activation
         if not function.is_named:
-            raise ModelFileError(f"{path}: layer {i}: the activation {function.name} is a callable, which no file can hold")
+            raise ModelFileError(
+                f"{path}: layer {i}: the activation {function.name} is a callable, which no file can hold"
+            )
         description: dict[str, Any] = {"type": type(layer).__name__.lower(), "activation": {"name": function.name}}
         for name in layer.fields:
             description[name] = _put(getattr(layer, name), f"layers.{i}.{name}", arrays, path)
@@ -66,6 +74,7 @@ def _put(value: Any, key: str, arrays: dict[str, np.ndarray], path: Path) -> Any
 
 
 def read(path: Path, limits: Limits) -> Network:
+    """Reads a network; `ModelFileError` for whatever is wrong with the file."""
     with open(path, "rb") as file:
         try:
             return _read(file, path, limits)
@@ -73,8 +82,7 @@ def read(path: Path, limits: Limits) -> Network:
             raise
         except NnfwdError as error:
             raise ModelFileError(f"{path}: {error}") from error
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, NotImplementedError,
-                RuntimeError, struct.error, OverflowError) as error:  # fmt: skip
+        except _DAMAGED as error:
             raise ModelFileError(f"{path}: not a valid .npz file: {error}") from error
 
 
@@ -96,7 +104,9 @@ def _read(file: IO[bytes], path: Path, limits: Limits) -> Network:
         if members["nnfwd"].file_size > limits.metadata:
             raise ModelFileError(f"{path}: metadata of {members['nnfwd'].file_size} bytes")
         description = json.loads(bytes(_member(archive, members.pop("nnfwd"), path, limits)))
-        return _network(description, lambda key: _member(archive, members.pop(key), path, limits), members, path, limits)
+        return _network(
+            description, lambda key: _member(archive, members.pop(key), path, limits), members, path, limits
+        )
 
 
 def _network(description: Any, fetch: Any, members: dict[str, Any], path: Path, limits: Limits) -> Network:
@@ -150,4 +160,4 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, limits:
         if len(data) != size or stream.read(1):
             raise ModelFileError(f"{path}: {info.filename} ends early")
     order = "F" if header["fortran_order"] else "C"
-    return np.frombuffer(data, dtype=dtype).reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
+    return np.frombuffer(data, dtype=dtype).reshape(shape, order=order)  # type: ignore[call-overload]

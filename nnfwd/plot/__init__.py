@@ -1,4 +1,7 @@
-"""Pictures of networks, with matplotlib (the extra `plot`). Each takes `ax=`, returns the Axes, draws nothing global."""
+"""Pictures of networks, with matplotlib (the extra `plot`).
+
+Each takes `ax=`, returns the Axes, and draws nothing global.
+"""
 
 from nnfwd.plot.diagrams import network
 

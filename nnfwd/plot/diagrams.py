@@ -1,5 +1,6 @@
 """A network as nodes and edges, with the numbers that flow through it."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,8 @@ def network(net: Network, x: Any = None, /, *, ax: "Axes | None" = None) -> "Axe
         ax = _axes(2.3 * len(columns) + 0.6, max(2.6, 0.62 * rows + 1.2))
     for position, column in enumerate(columns):
         column.x = float(position) * 2.6
-    edges = sum(len(a.shown) * len(b.shown) for a, b in zip(columns, columns[1:], strict=False))
-    for left, right in zip(columns, columns[1:], strict=False):
+    edges = sum(len(a.shown) * len(b.shown) for a, b in itertools.pairwise(columns))
+    for left, right in itertools.pairwise(columns):
         _edges(ax, left, right, labelled=edges <= LABELLED)
     top = max(column.top for column in columns)
     for column in columns:

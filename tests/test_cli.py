@@ -1,0 +1,150 @@
+"""The command line: what it prints, its exit status, and its errors in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import inputs, mixed
+from places import need, places
+
+import nnfwd
+from nnfwd.cli import main
+
+ROOT = Path(__file__).parent.parent
+PATH = os.pathsep.join((str(ROOT), str(ROOT / "backends")))
+
+
+def nnfwd_command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "nnfwd.cli", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": PATH}, capture_output=True, text=True, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path):
+    nnfwd.save(mixed(), tmp_path / "model.npz")
+    np.save(tmp_path / "x.npy", inputs(6, 4))
+    np.savetxt(tmp_path / "x.csv", inputs(6, 4), delimiter=",", header="a,b,c,d", comments="")
+    np.savez(tmp_path / "x.npz", x=inputs(6, 4), other=np.ones(3))
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", ["x.npy", "x.csv", "x.npz"])
+@pytest.mark.parametrize("target", ["y.npy", "y.csv", "y.npz"])
+def test_run(files, source, target, capsys):
+    assert main(["run", str(files / "model.npz"), str(files / source), "-o", str(files / target)]) == 0
+    out = capsys.readouterr().out
+    assert "(6, 4) -> " in out
+    assert "(6, 2) float32" in out
+    from nnfwd.io.arrays import read_array
+
+    assert np.array_equal(read_array(files / target)[0].astype("float32"), mixed()(inputs(6, 4)))
+
+
+def test_run_on_every_backend(files):
+    for place in places():
+        target = files / f"{place}.npy"
+        status = main(
+            ["run", str(files / "model.npz"), str(files / "x.npy"), "-o", str(target),
+             "--backend", place.name, "--device", place.device, "--dtype", "float32"]
+        )  # fmt: skip
+        assert status == 0
+        assert np.load(target).dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "absent.npz", "x.npy", "-o", "y.npy"], "absent.npz"),
+        (["run", "model.npz", "absent.npy", "-o", "y.npy"], "absent.npy"),
+        (["run", "model.npz", "x.npy", "-o", "x.npy"], "is the input"),
+        (["run", "model.npz", "x.npy", "-o", "x.npz"], "--force"),
+        (["run", "model.npz", "x.npy", "-o", "y.txt"], ".npy, .npz, .csv"),
+        (["run", "model.npz", "x.npy", "-o", "absent/y.npy"], "does not exist"),
+        (["run", "model.npz", "x.npy", "-o", "y.npy", "--backend", "nunpy"], "did you mean 'numpy'"),
+        (["run", "model.npz", "x.npy", "-o", "y.npy", "--device", "cuda:7"], "no device 'cuda:7'"),
+        (["run", "model.npz", "x.npy", "-o", "y.npy", "--dtype", "int8"], "int8"),
+        (["run", "x.npy", "x.npy", "-o", "y.npy"], ".npz"),
+    ],
+)
+def test_errors_are_one_line(files, arguments, words, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    before = sorted(os.listdir(files))
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("nnfwd: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+    assert not captured.out
+    assert sorted(os.listdir(files)) == before
+    with pytest.raises((nnfwd.errors.NnfwdError, OSError)):
+        main([*arguments, "--debug"])
+
+
+def test_force_replaces(files):
+    arguments = ["run", str(files / "model.npz"), str(files / "x.npy"), "-o", str(files / "y.npy")]
+    assert [main(arguments), main(arguments), main([*arguments, "--force"])] == [0, 1, 0]
+
+
+def test_backends(capsys):
+    assert main(["backends", "--devices", "--json"]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["numpy"] == {"name": "numpy", "version": np.__version__, "devices": ["cpu"], "status": "usable"}
+    assert main(["backends"]) == 0
+    assert f"numpy           {np.__version__}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["run"], ["backends"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "usage: nnfwd" in out
+    assert not command or "example" in out
+
+
+def test_without_a_command_and_version(capsys):
+    assert main([]) == 0
+    assert "demo" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"nnfwd {nnfwd.__version__}\n"
+
+
+def test_a_closed_pipe_is_quiet():
+    done = subprocess.run(
+        f"{sys.executable} -m nnfwd.cli demo -o {os.devnull}/x | head -n 2",
+        shell=True, env={**os.environ, "PYTHONPATH": PATH}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("1. The tutorial")
+    assert not done.stderr
+
+
+def test_demo(tmp_path):
+    need("jax")
+    done = nnfwd_command("demo", "-o", tmp_path / "pictures")
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    lines = done.stdout.splitlines()
+    looped = next(line for line in lines if line.startswith("       2    1"))
+    assert looped.count("0.83545566") == 2
+    for place in places():
+        if place.name == "array_api_strict":
+            continue
+        rows = [line for line in lines if line.startswith(f"   {place.name:8}{place.device:10}")]
+        assert len(rows) == 2, place
+        assert "0.83545566" in rows[0]
+        rows, accuracy, *_ = rows[1].split()[2:]
+        assert int(rows) == 450
+        assert float(accuracy.rstrip("%")) >= 96
+    assert "OUTSIDE" not in done.stdout
+    assert "inside" in done.stdout
+    if "matplotlib" in done.stdout:
+        return
+    assert sorted(os.listdir(tmp_path / "pictures")) == ["network.png", "network.svg"]

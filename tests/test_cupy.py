@@ -1,0 +1,542 @@
+"""CuPy where there is no GPU: every line of nnfwd_cupy.py against a stand-in, and the real CuPy without a device.
+
+The stand-in (cupy_stand_in.py) is NumPy underneath. It proves the spelling of nnfwd_cupy.py, not its behaviour: which
+names it uses, with which arguments, and on which device each array is. That the real libraries have these names is
+checked where CuPy is installed. Nothing in this file has run on a GPU; where there is one, test_agreement.py runs on it.
+
+The stand-in takes CuPy's place for a whole process, so its checks run in another one, all at once, and report back: each
+`case` below is a test here.
+"""
+
+import ast
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cupy_stand_in
+import numpy as np
+import pytest
+from places import REQUIRED, places
+
+import nnfwd
+from nnfwd import Activation, Dense, Network, Scale, activations, backend
+from nnfwd.bounds import Arithmetic, arithmetic_of
+from nnfwd.errors import ArrayError, BackendError, DeviceError, DtypeError
+
+FUNCTIONS = {"exp", "expm1", "log1p", "log", "tanh", "erfc"}
+
+
+def elsewhere(function: Callable[[Any], Any], argument: Any = None, *, strict: bool = False) -> Any:
+    """What a function of this module returns in a process of its own; with `strict`, a warning there is an error."""
+    code = f"import json, sys, test_cupy; print(json.dumps(test_cupy.{function.__name__}(json.load(sys.stdin))))"
+    environment = {key: value for key, value in os.environ.items() if key != "CUPY_TF32"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, *(["-W", "error"] if strict else []), "-c", code],
+        input=json.dumps(argument),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# The cases. They run in the other process, where `cupy` is the stand-in and `adapter` is nnfwd_cupy.
+
+Case = Callable[[Any, Any], None]
+CASES: dict[str, Case] = {}
+
+
+def case(function: Case) -> Case:
+    CASES[function.__name__] = function
+    return function
+
+
+def raised(kind: type[Exception], call: Callable[[], Any]) -> str:
+    """The message of the error that the call must raise, which must be one line."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert "\n" not in str(caught.value), caught.value
+    return str(caught.value)
+
+
+def network(name: str = "sigmoid", dtype: str = "float32") -> Network:
+    """A network with every kind of layer and of parameter, all its activations the one of that name."""
+    rng = np.random.default_rng(1)
+
+    def array(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    def function(width: int | None) -> Any:
+        found = activations.named(name)
+        values = {key: rng.uniform(0.1, 2, width) * (-1 if key == "lower" else 1) for key in found.parameters}
+        values = {key: float(value) if width is None else value.astype(dtype) for key, value in values.items()}
+        return found(**values) if values else found
+
+    return Network(
+        [
+            Activation(function(None)),
+            Scale(array(4), center=array(4), shift=0.5),
+            Dense(array(5, 4), array(5), function(5)),
+            Dense(array(3, 5), None, function(None)),
+        ]
+    )
+
+
+def inputs(dtype: str = "float32") -> np.ndarray:
+    """Ordinary rows, and one each of large numbers, of zeros and of what is not finite."""
+    x = np.random.default_rng(2).standard_normal((8, 4))
+    x[1] *= 100
+    x[2] = (0.0, -0.0, 1.0, -1.0)
+    x[3] = (np.inf, -np.inf, np.nan, 0.0)
+    return x.astype(dtype)
+
+
+def put(cupy: Any, a: Any, device: int) -> Any:
+    """The array on a device, as a user of CuPy puts it there."""
+    with cupy.cuda.Device(device):
+        return cupy.asarray(a)
+
+
+def check(cupy: Any, y: Any, expected: np.ndarray, device: int) -> None:
+    """y is an array of the stand-in on that device, and equal to NumPy's result bit for bit."""
+    assert type(y) is cupy.ndarray, type(y)
+    assert y.device == cupy.cuda.Device(device), f"the result is on {y.device}, and not on device {device}"
+    assert y.dtype == expected.dtype, (y.dtype, expected.dtype)
+    assert y.shape == expected.shape, (y.shape, expected.shape)
+    assert y.get().tobytes() == expected.tobytes(), (y.get(), expected)
+
+
+@case
+def the_stand_in_refuses_what_cupy_refuses(cupy, adapter):
+    here, there = (put(cupy, [1.0, 2.0], device) for device in (0, 1))
+    raised(TypeError, lambda: np.asarray(here))
+    raised(TypeError, lambda: here + np.ones(2))
+    raised(TypeError, lambda: np.ones(2) + here)
+    raised(ValueError, lambda: here + there)
+    raised(ValueError, lambda: adapter.xp.exp(there))
+    raised(cupy.cuda.runtime.CUDARuntimeError, lambda: put(cupy, [1.0], 2))
+
+
+@case
+def devices_are_counted(cupy, adapter):
+    assert adapter.devices() == ("cuda:0", "cuda:1")
+    assert backend.load("cupy") is adapter
+    assert backend.load(cupy) is adapter
+
+
+@case
+def no_driver_is_no_device(cupy, adapter):
+    error = cupy.cuda.runtime.CUDARuntimeError("cudaErrorInsufficientDriver")
+    with mock.patch.object(cupy.cuda.runtime, "getDeviceCount", side_effect=error):
+        assert adapter.devices() == ()
+        message = raised(BackendError, lambda: network()(inputs(), backend="cupy"))
+    assert "cupy is installed but finds no usable device" in message
+
+
+@case
+def place_goes_where_it_is_told(cupy, adapter):
+    host = inputs("float64")
+    like = put(cupy, host, 1)
+    for device in ("cuda:1", cupy.cuda.Device(1), 1):
+        check(cupy, adapter.place(host, dtype="float32", device=device), host.astype("float32"), 1)
+        check(
+            cupy,
+            adapter.place(host, dtype="float32", like=put(cupy, host, 0), device=device),
+            host.astype("float32"),
+            1,
+        )
+    check(cupy, adapter.place(host, dtype="float64", like=like), host, 1)
+    check(cupy, adapter.place(like, dtype="float64", device="cuda:0"), host, 0)
+    check(cupy, adapter.place(like, dtype="float16", like=like), host.astype("float16"), 1)
+    assert adapter.place(like, dtype="float64", like=like) is like
+    assert cupy.cuda.Device().id == 0
+
+
+@case
+def place_untold_goes_to_the_current_device(cupy, adapter):
+    check(cupy, adapter.place(inputs(), dtype="float32"), inputs(), 0)
+    with cupy.cuda.Device(1):
+        check(cupy, adapter.place(inputs(), dtype="float32"), inputs(), 1)
+
+
+@case
+def bfloat16_is_refused(cupy, adapter):
+    assert "cupy has no bfloat16" in raised(DtypeError, lambda: adapter.place(inputs(), dtype="bfloat16"))
+    assert "cupy has no bfloat16" in raised(DtypeError, lambda: network()(put(cupy, inputs(), 0), dtype="bfloat16"))
+
+
+@case
+def to_numpy_is_a_numpy_array(cupy, adapter):
+    for device in (0, 1):
+        home = adapter.to_numpy(put(cupy, inputs(), device))
+        assert type(home) is np.ndarray
+        assert home.tobytes() == inputs().tobytes()
+
+
+@case
+def tf32_is_refused_where_highest_is_asked(cupy, adapter):
+    net, x = network(), put(cupy, inputs(), 0)
+    for setting in (None, "0", "1"):
+        with mock.patch.dict(os.environ, {} if setting is None else {"CUPY_TF32": setting}):
+            for precision in backend.PRECISIONS:
+                if setting == "1" and precision == "highest":
+                    assert "CUPY_TF32" in raised(BackendError, lambda: net(x, precision="highest"))
+                else:
+                    check(cupy, net(x, precision=precision), net(inputs()), 0)
+
+
+@case
+def arithmetic_of_every_dtype(cupy, adapter):
+    for dtype in ("float16", "float32", "float64"):
+        found = arithmetic_of(adapter, dtype)
+        assert isinstance(found, Arithmetic)
+        assert found.dtype == dtype
+        assert found.ulp.keys() == FUNCTIONS
+        assert found.flushes == (dtype == "float32")
+        assert found.u_in == 0
+        assert (found.u_acc, found.u_out) == ((2.0**-23, 2.0**-11) if dtype == "float16" else (None, 0.0))
+
+
+@case
+def arithmetic_follows_the_precision(cupy, adapter):
+    """Where TF32 is allowed, operands are rounded to it first; it concerns float32 alone."""
+    for precision in ("high", "medium"):
+        assert arithmetic_of(adapter, "float32", precision=precision).u_in >= 2.0**-11
+        assert arithmetic_of(adapter, "float64", precision=precision) == arithmetic_of(adapter, "float64")
+
+
+def follows_x(cupy: Any, adapter: Any, *, name: str, dtype: str) -> None:
+    """x decides: the result is on its device, wherever the current one is, and is NumPy's bit for bit."""
+    net, host = network(name, dtype), inputs(dtype)
+    expected = net(host)
+    for device in (1, 0, 1):  # one network serves both devices
+        check(cupy, net(put(cupy, host, device)), expected, device)
+        assert cupy.cuda.Device().id == 0
+
+
+for _name in activations.names():
+    for _dtype in ("float32", "float64", "float16"):
+        CASES[f"follows_x[{_name}-{_dtype}]"] = functools.partial(follows_x, name=_name, dtype=_dtype)
+
+
+@case
+def the_current_device_may_be_another(cupy, adapter):
+    for current in (0, 1):
+        with cupy.cuda.Device(current):
+            for device in (0, 1):
+                check(cupy, network()(put(cupy, inputs(), device)), network()(inputs()), device)
+            assert cupy.cuda.Device().id == current
+
+
+@case
+def an_error_leaves_the_current_device(cupy, adapter):
+    def fails(x, /, *, xp):
+        raise ZeroDivisionError
+
+    net = Network([Activation(fails)])
+    raised(ZeroDivisionError, lambda: net(put(cupy, inputs(), 1)))
+    assert cupy.cuda.Device().id == 0
+
+
+@case
+def every_shape_of_x(cupy, adapter):
+    rng = np.random.default_rng(3)
+    ensemble = Network([Dense(rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3)), "gelu")])
+    for net in (network(dtype="float64"), ensemble):
+        for host in (inputs("float64")[0], inputs("float64").reshape(2, 4, 4), np.zeros((0, 4))):
+            check(cupy, net(put(cupy, host, 1)), net(host), 1)
+
+
+@case
+def integers_take_the_dtype_of_the_network(cupy, adapter):
+    host = np.arange(8).reshape(2, 4)
+    check(cupy, network()(put(cupy, host, 1)), network()(host), 1)
+
+
+@case
+def a_trace_stays_beside_x(cupy, adapter):
+    found, expected = nnfwd.trace(network(), put(cupy, inputs(), 1)), nnfwd.trace(network(), inputs())
+    for ours, theirs in zip((*found.z, *found.h), (*expected.z, *expected.h), strict=True):
+        check(cupy, ours, theirs, 1)
+
+
+@case
+def arguments_move_x(cupy, adapter):
+    net, host = network(), inputs()
+    check(cupy, net(host, backend="cupy"), net(host), 0)
+    for device in ("cuda:1", cupy.cuda.Device(1), 1):
+        check(cupy, net(host, backend="cupy", device=device), net(host), 1)
+        check(cupy, net(host, backend=cupy, device=device), net(host), 1)
+        check(cupy, net(put(cupy, host, 0), device=device), net(host), 1)
+    check(cupy, net(put(cupy, host, 1), dtype="float64"), net(host, dtype="float64"), 1)
+    check(cupy, net(host.tolist(), backend="cupy", device="cuda:1"), net(host.tolist()), 1)
+
+
+@case
+def an_unknown_device_is_refused(cupy, adapter):
+    message = raised(DeviceError, lambda: network()(inputs(), backend="cupy", device="cuda:2"))
+    assert "cuda:2" in message
+    assert "cuda:0, cuda:1" in message
+
+
+@case
+def compiled_for_cupy(cupy, adapter):
+    net, host = network(dtype="float64"), inputs()
+    expected = net(host)
+    run = net.compile(backend="cupy", dtype="float32")
+    check(cupy, run(host), expected, 0)
+    check(cupy, run(put(cupy, host, 0)), expected, 0)
+    raised(DtypeError, lambda: run(host.astype("float64")))
+
+
+@case
+def compiled_for_a_device(cupy, adapter):
+    net, host = network(), inputs()
+    for device in ("cuda:1", cupy.cuda.Device(1), 1):
+        run = net.compile(backend="cupy", device=device)
+        for x in (host, put(cupy, host, 0), put(cupy, host, 1)):
+            check(cupy, run(x), net(host), 1)
+
+
+@case
+def compiled_where_its_weights_are(cupy, adapter):
+    net, host = network(), inputs()
+    run = net.to("cupy", device="cuda:1").compile()
+    check(cupy, run(put(cupy, host, 1)), net(host), 1)
+    check(cupy, run(host), net(host), 1)
+
+
+@case
+def compiled_refuses_x_on_another_device(cupy, adapter):
+    run = network().compile(backend="cupy")
+    names_both_devices(cupy, adapter, lambda: run(put(cupy, inputs(), 1)))
+
+
+@case
+def weights_and_x_on_two_devices(cupy, adapter):
+    net = network().to("cupy", device="cuda:0")
+    names_both_devices(cupy, adapter, lambda: net(put(cupy, inputs(), 1)))
+    check(cupy, net(put(cupy, inputs(), 0)), network()(inputs()), 0)
+
+
+def names_both_devices(cupy: Any, adapter: Any, call: Callable[[], Any]) -> None:
+    """The error names both devices, and what it says to write can be written."""
+    message = raised(DeviceError, call)
+    for device in (0, 1):
+        assert f"cuda:{device}" in message or repr(cupy.cuda.Device(device)) in message, message
+    for given in re.findall(r"device='([^']*)'", message):
+        assert given in adapter.devices(), (
+            f"device={given!r} is no device of cupy, and this says to write it: {message}"
+        )
+
+
+@case
+def weights_and_x_of_two_libraries(cupy, adapter):
+    message = raised(ArrayError, lambda: network().to("cupy")(inputs()))
+    assert "cupy" in message
+    assert "numpy" in message
+
+
+@case
+def there_and_back(cupy, adapter):
+    net = network()
+    there = net.to("cupy", device="cuda:1")
+    assert isinstance(there[2].weight, cupy.ndarray)
+    assert there[2].weight.device == cupy.cuda.Device(1)
+    check(cupy, there(put(cupy, inputs(), 1)), net(inputs()), 1)
+    assert there.to("numpy") == net
+
+
+def stand_in_report(_: None) -> dict[str, Any]:
+    """Runs every case: the traceback of those that fail, and the lines of nnfwd_cupy.py that did not run."""
+    source = Path(importlib.util.find_spec("nnfwd_cupy").origin)
+    ran: set[int] = set()
+
+    def follow(frame: types.FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != str(source):
+            return None
+        ran.add(frame.f_lineno)
+        return follow
+
+    sys.settrace(follow)
+    cupy = cupy_stand_in.install()
+    adapter = backend.load("cupy")
+    failures = {}
+    for name, run in CASES.items():
+        try:
+            run(cupy, adapter)
+            assert cupy.cuda.Device().id == 0, "the current device is another one now"
+        except (Exception, pytest.fail.Exception):
+            failures[name] = traceback.format_exc()
+    sys.settrace(None)
+    text = source.read_text(encoding="utf-8")
+    unseen = sorted(set(executable(compile(text, source, "exec"))) - ran)
+    return {"failures": failures, "unseen": [f"line {n}: {text.splitlines()[n - 1]}" for n in unseen]}
+
+
+def executable(code: types.CodeType) -> Iterator[int]:
+    """The lines a code object and those inside it can execute."""
+    yield from (line for _, _, line in code.co_lines() if line)
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from executable(inner)
+
+
+@functools.cache
+def report() -> dict[str, Any]:
+    return elsewhere(stand_in_report, strict=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stand_in(name):
+    failure = report()["failures"].get(name)
+    assert failure is None, f"with a stand-in for CuPy:\n{failure}"
+
+
+def test_every_line_ran():
+    assert report()["unseen"] == []
+
+
+# Against the CuPy that is installed.
+
+
+@pytest.fixture
+def installed():
+    """CuPy is installed, or the test is skipped visibly; it fails where CuPy is required."""
+    info = next(info for info in nnfwd.backends() if info.name == "cupy")
+    if info.version is None:
+        (pytest.fail if "cupy" in REQUIRED else pytest.skip)(f"cupy: {info.status}")
+
+
+@pytest.fixture
+def no_device(installed):
+    """CuPy finds no device here, or the test is skipped visibly."""
+    found = [place.device for place in places() if place.name == "cupy"]
+    if found:
+        pytest.skip(f"cupy has a device here: {', '.join(found)}")
+
+
+def used(path: Path, root: str) -> dict[str, list[str]]:
+    """Every dotted name `root.a.b` in a file, and the keywords it is called with."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and _dotted(node).startswith(f"{root}."):
+            found.setdefault(_dotted(node), set())
+        if isinstance(node, ast.Call) and _dotted(node.func).startswith(f"{root}."):
+            found.setdefault(_dotted(node.func), set()).update(k.arg for k in node.keywords if k.arg)
+    return {name: sorted(keywords) for name, keywords in found.items()}
+
+
+def _dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    return f"{_dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else ""
+
+
+def absent(names: dict[str, list[str]]) -> list[str]:
+    """The dotted names, and the keywords of functions, that the installed libraries do not have."""
+    missing = []
+    for name, keywords in names.items():
+        module = next(m for m in ("array_api_compat.cupy", "cupy") if name.startswith(f"{m}."))
+        try:
+            found = functools.reduce(
+                getattr, name.removeprefix(f"{module}.").split("."), importlib.import_module(module)
+            )
+        except AttributeError:
+            missing.append(name)
+            continue
+        if keywords:
+            known = inspect.signature(found).parameters
+            missing += [f"{name}(..., {keyword}=...)" for keyword in keywords if keyword not in known]
+    return missing
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_stand_in_offers_only_what_cupy_has():
+    assert elsewhere(absent, {name: [] for name in cupy_stand_in.offered()}) == []
+
+
+@pytest.mark.usefixtures("installed")
+def test_cupy_has_what_the_backend_uses():
+    names = used(Path(importlib.util.find_spec("nnfwd_cupy").origin), "cupy")
+    assert {"cupy.asarray", "cupy.asnumpy", "cupy.cuda.Device", "cupy.cuda.runtime.getDeviceCount"} <= names.keys()
+    assert elsewhere(absent, names) == []
+
+
+@pytest.mark.usefixtures("installed")
+def test_cupy_has_what_the_pass_uses():
+    names: dict[str, list[str]] = {}
+    for path in Path(nnfwd.__file__).parent.glob("*.py"):
+        for name, keywords in used(path, "xp").items():
+            names.setdefault(name.replace("xp", "array_api_compat.cupy", 1), []).extend(keywords)
+    assert {"array_api_compat.cupy.matmul", "array_api_compat.cupy.exp"} <= names.keys()
+    assert "keepdims" in names["array_api_compat.cupy.sum"]
+    assert elsewhere(absent, names) == []
+
+
+def without_a_device(_: None) -> dict[str, Any]:
+    """What a user meets who has CuPy and no GPU."""
+    after_import = "cupy" in sys.modules
+    listed = next(info for info in nnfwd.backends() if info.name == "cupy")
+    after_listing = "cupy" in sys.modules
+    probed = next(info for info in nnfwd.backends(devices=True) if info.name == "cupy")
+    net, x = network(), inputs()
+    calls = {
+        "net(x)": lambda: net(x, backend="cupy"),
+        "a device": lambda: net(x, backend="cupy", device="cuda:0"),
+        "the module": lambda: net(x, backend=sys.modules["cupy"]),
+        "compile": lambda: net.compile(backend="cupy"),
+        "to": lambda: net.to("cupy"),
+    }
+    return {
+        "imported": [after_import, after_listing],
+        "listed": [listed.version, listed.devices, listed.status],
+        "probed": [probed.version, probed.devices, probed.status],
+        "version": sys.modules["cupy"].__version__,
+        "errors": {name: raised(BackendError, call) for name, call in calls.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def found_without_a_device():
+    return functools.cache(lambda: elsewhere(without_a_device))
+
+
+@pytest.mark.usefixtures("installed")
+def test_importing_nnfwd_does_not_import_cupy():
+    assert not elsewhere(imports_cupy)
+
+
+def imports_cupy(_: None) -> bool:
+    """Whether CuPy has been imported by importing nnfwd, or by listing the backends."""
+    nnfwd.backends()
+    return "cupy" in sys.modules
+
+
+@pytest.mark.usefixtures("no_device")
+def test_installed_without_a_device_says_so(found_without_a_device):
+    found = found_without_a_device()
+    assert found["listed"] == [found["version"], None, "installed"]
+    assert found["probed"] == [found["version"], [], "installed, no device"]
+
+
+@pytest.mark.usefixtures("no_device")
+@pytest.mark.parametrize("call", ["net(x)", "a device", "the module", "compile", "to"])
+def test_asking_for_it_without_a_device_is_a_clear_error(call, found_without_a_device):
+    message = found_without_a_device()["errors"][call]
+    assert message == "cupy is installed but finds no usable device here: choose another backend"

@@ -1,0 +1,151 @@
+"""Model files and data files: round trips, and nothing half-written. Damaged ones are in test_bad_input.py."""
+
+import json
+import os
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from networks import ensemble, mixed, tutorial
+from places import need
+
+import nnfwd
+from nnfwd import Activation, Dense, Network, activations
+from nnfwd.errors import DataFileError, ModelFileError
+from nnfwd.io import Limits
+from nnfwd.io.arrays import read_array, write_array
+
+
+@pytest.mark.parametrize("net", [mixed(), mixed("float64"), mixed("float16"), ensemble(), tutorial()[0]], ids=repr)
+def test_round_trip_is_bit_identical(net, tmp_path):
+    nnfwd.save(net, tmp_path / "a.npz")
+    again = nnfwd.load(tmp_path / "a.npz")
+    assert again == net
+    nnfwd.save(again, tmp_path / "b.npz")
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert sorted(a.files) == sorted(b.files)
+        for key in a.files:
+            assert (a[key].dtype, a[key].tobytes()) == (b[key].dtype, b[key].tobytes())
+
+
+def test_every_activation_is_kept(tmp_path):
+    layers = []
+    for name in activations.names():
+        f = activations.named(name)
+        layers.append(Activation(f(**{key: 0.25 for key in f.parameters})))
+    layers.append(Activation(activations.prelu(negative_slope=[0.1, 0.2])))
+    net = Network(layers)
+    nnfwd.save(net, tmp_path / "a.npz")
+    assert nnfwd.load(tmp_path / "a.npz") == net
+
+
+def test_a_network_of_another_library_is_saved(tmp_path):
+    need("jax")
+    nnfwd.save(mixed().to("jax"), tmp_path / "a.npz")
+    assert nnfwd.load(tmp_path / "a.npz") == mixed()
+    with pytest.raises(ModelFileError, match="bfloat16.*float32"):
+        nnfwd.save(mixed().to("jax", dtype="bfloat16"), tmp_path / "b.npz")
+
+
+def test_plain_keys(tmp_path):
+    nnfwd.save(tutorial()[0], tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as archive:
+        assert set(archive.files) == {
+            "nnfwd", "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias",
+        }  # fmt: skip
+        assert json.loads(bytes(archive["nnfwd"]))["layers"][0] == {
+            "type": "dense", "activation": {"name": "sigmoid"}, "weight": None, "bias": None,
+        }  # fmt: skip
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    nnfwd.save(tutorial()[0], path)
+    before = path.read_bytes()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        nnfwd.save(mixed(), path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.npz"]
+
+
+def test_every_truncation_and_one_change_of_every_byte_of_a_model_file(tmp_path):
+    path = tmp_path / "a.npz"
+    net = Network([Dense([[1.0, 2.0]], [0.5], activations.elu(alpha=2.0))])
+    nnfwd.save(net, path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [whole[:n] for n in range(len(whole))]
+    for i in range(len(whole)):
+        damaged.append(whole[:i] + bytes([(whole[i] + rng.integers(1, 256)) % 256]) + whole[i + 1 :])
+    opened = []
+    sys.addaudithook(lambda event, arguments: opened.append((event, arguments)) if watching else None)
+    watching, refused = False, 0
+    nnfwd.load(path)
+    for data in damaged:
+        path.write_bytes(data)
+        watching = True
+        try:
+            assert nnfwd.load(path) == net, "a change was taken for a network"
+        except ModelFileError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        finally:
+            watching = False
+    print(f"\n{len(damaged)} damaged files: {refused} refused, the rest read as the network that was saved")
+    assert refused > len(whole)
+    assert {arguments[0] for event, arguments in opened if event == "open"} <= {path, str(path)}
+    assert not [event for event, _ in opened if event in ("import", "exec", "pickle.find_class")]
+
+
+def test_limits_come_before_allocation(tmp_path):
+    path = tmp_path / "a.npz"
+    nnfwd.save(mixed(), path)
+    for limits in (Limits(file=10), Limits(metadata=10), Limits(tensors=2), Limits(layers=2), Limits(dimension=3)):
+        with pytest.raises(ModelFileError):
+            nnfwd.load(path, limits=limits)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("nnfwd.npy", bytes(10**7))
+    with pytest.raises(ModelFileError, match="expands"):
+        nnfwd.load(path)
+
+
+@pytest.mark.parametrize("extension", [".npy", ".npz", ".csv"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_data_round_trip(extension, dtype, tmp_path):
+    y = np.random.default_rng(0).standard_normal((5, 3)).astype(dtype)
+    path = tmp_path / f"y{extension}"
+    write_array(path, y)
+    again, has_dtype = read_array(path)
+    assert has_dtype == (extension != ".csv")
+    assert np.array_equal(again.astype(dtype), y)
+
+
+def test_csv_with_names(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n3,4\n")
+    assert np.array_equal(read_array(path)[0], [[1, 2], [3, 4]])
+    path.write_text("1,2\n")
+    assert read_array(path)[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("x.npy", b"no", "not a valid .npy"),
+        ("x.npz", b"no", "not a valid .npz"),
+        ("x.csv", b"a,b\n1,x\n", "not a valid .csv"),
+        ("x.csv", b"a,b\n1,2\n1\n", "not a valid .csv"),
+        ("x.txt", b"", "no data format .txt: use .npy, .npz, .csv"),
+    ],
+)
+def test_damaged_data(name, content, match, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataFileError, match=match):
+        read_array(path)

@@ -1,0 +1,48 @@
+"""What the README shows is what happens."""
+
+import re
+from pathlib import Path
+
+import nnfwd
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_first_ten_lines():
+    names = {}
+    code = blocks("python")[0].replace('net([1.5, 2, 3], backend="jax")', "None")
+    exec(code, names)
+    assert f"{names['net']([1.5, 2, 3])[0]:.8f}" == "0.83545566"
+    assert "0.8354556612475645" in code
+    assert nnfwd.looped_feed_forward([1.5, 2, 3], names["net"]) == [0.8354556612475645]
+
+
+def test_the_backend_is_shown_whole():
+    file = (ROOT / "tests" / "nnfwd_array_api_strict.py").read_text()
+    shown = next(block for block in blocks("python") if "_by_name" in block)
+    assert shown.strip() in file
+
+
+def test_the_demo_prints_what_it_says():
+    from nnfwd.demo import _tutorial
+
+    printed = list(_tutorial())
+    shown = next(block for block in blocks("") if block.startswith("1. The tutorial")).splitlines()
+    assert shown[: shown.index("") + 6] == printed[: printed.index("") + 6]
+
+
+def test_every_activation_is_listed():
+    listed = README[README.index("- Activations:") : README.index("any callable")]
+    assert all(re.search(rf"\b{name}\b", listed) for name in nnfwd.activations.names())
+
+
+def test_the_set_up_is_one_line_each():
+    commands = [line.strip() for line in README.splitlines() if line.startswith("    python3 -m venv")]
+    assert len(commands) == 2
+    assert commands[0].endswith("nnfwd demo")
+    assert "pytest" in commands[1]
