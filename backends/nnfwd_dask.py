@@ -14,7 +14,7 @@ import numpy as np
 
 from nnfwd import backend
 from nnfwd.bounds import Arithmetic
-from nnfwd.errors import DtypeError, ShapeError
+from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
 
 __all__ = ["apply", "arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
 
@@ -26,6 +26,8 @@ def devices() -> tuple[str, ...]:
 def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> da.Array:
     if dtype == "bfloat16":
         raise DtypeError("dask has no bfloat16: use float16 or float32")
+    if device not in (None, "cpu"):
+        raise DeviceError(f"dask has no device {device!r} here: there is cpu")
     if isinstance(a, da.Array):
         return a.astype(dtype)
     return da.from_array(a.astype(dtype), chunks=(*("auto",) * (a.ndim - 1), -1) if a.size else a.shape)
@@ -44,7 +46,10 @@ def apply(forward: Callable[..., Any], layers: Any, x: da.Array, /) -> da.Array:
     if x.numblocks[-1] != 1:
         raise ShapeError(f"x has {x.numblocks[-1]} chunks along its features: write x.rechunk({{-1: -1}}) first")
     # The pass over no rows gives the type, dtype and shape of a block, and refuses what a worker would refuse.
-    meta = forward(np.zeros_like(x._meta, shape=(0,) * (x.ndim - 1) + x.shape[-1:]), layers)
+    try:
+        meta = forward(np.zeros_like(x._meta, shape=(0,) * (x.ndim - 1) + x.shape[-1:]), layers)
+    except ArrayError as error:
+        raise ArrayError(f"{error} (x is a dask array of them)") from None
     lead = x.ndim - 1
     new = ((layers.members,),) if meta.ndim > x.ndim else ()
     return x.map_blocks(

@@ -11,7 +11,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from nnfwd.bounds import Arithmetic
-from nnfwd.errors import DtypeError
+from nnfwd.errors import DeviceError, DtypeError
 
 __all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
 
@@ -23,6 +23,8 @@ def devices() -> tuple[str, ...]:
 def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> np.ndarray:
     if dtype == "bfloat16":
         raise DtypeError("numpy has no bfloat16: use float16 or float32, or a backend that has it")
+    if device not in (None, "cpu"):
+        raise DeviceError(f"numpy has no device {device!r} here: there is cpu")
     return np.asarray(a, dtype=dtype)
 
 

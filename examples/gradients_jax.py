@@ -33,4 +33,5 @@ for i in range(60):
     value, net = step(net)
     if i % 20 == 0:
         print(f"step {i:3}  loss {value:.4f}")
-print(f"after 60 steps: loss {loss(net):.4f}, accuracy {(net(x).argmax(-1) == y).mean():.3f} on the rows it was trained on")
+accuracy = (net(x).argmax(-1) == y).mean()
+print(f"after 60 steps: loss {loss(net):.4f}, accuracy {accuracy:.3f} on the rows it was trained on")

@@ -1,6 +1,6 @@
 """One program for a laptop and a GPU machine: the array library is a command-line argument.
 
-    python examples/switch.py numpy|jax|cupy|torch
+python examples/switch.py numpy|jax|cupy|torch
 """
 
 import importlib

@@ -11,6 +11,7 @@ Constants are Python scalars, so they never change a dtype or a device.
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from array_api_compat import array_namespace
@@ -29,12 +30,20 @@ class Function:
     Parameters are Python scalars or arrays of shape `(features,)`.
     """
 
-    __slots__ = ("formula", "name", "parameters")
+    __slots__ = ("__weakref__", "formula", "name", "parameters")
+    name: str
+    formula: Formula
+    parameters: Mapping[str, Any]
 
     def __init__(self, name: str, formula: Formula, parameters: Mapping[str, Any]) -> None:
-        self.name = name
-        self.formula = formula
-        self.parameters = dict(parameters)
+        for key, value in (("name", name), ("formula", formula), ("parameters", MappingProxyType(dict(parameters)))):
+            object.__setattr__(self, key, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"the activation {self.name} is immutable: make another one")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"the activation {self.name} is immutable: make another one")
 
     def __call__(self, x: Array = None, /, *, xp: Any = None, **parameters: Any) -> Any:
         """The activation of x, of x's shape and dtype; without x, the function with those parameters."""
@@ -87,8 +96,8 @@ class Function:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.is_named:
-            return (_restore, (self.name, None, self.parameters))
-        return (_restore, (self.name, self.formula, self.parameters))
+            return (_restore, (self.name, None, dict(self.parameters)))
+        return (_restore, (self.name, self.formula, dict(self.parameters)))
 
 
 def _restore(name: str, formula: Formula | None, parameters: Mapping[str, Any]) -> Function:

@@ -218,5 +218,5 @@ def _line(error: Exception) -> str:
 
 def check_precision(precision: str) -> None:
     """Raises `UnknownNameError` unless precision is one of `PRECISIONS`."""
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)

@@ -29,6 +29,7 @@ import numpy as np
 
 from nnfwd.errors import ArrayError
 from nnfwd.layers import Chain, Dense, Layer, Scale, to_numpy
+from nnfwd.placement import accept
 from nnfwd.reference import FLOATS, VECTOR, activate, digits, each, member, nested, scalar_form
 
 _FORMATS = {
@@ -146,8 +147,7 @@ def bounded_feed_forward(x: Any, layers: Any, /, *, arithmetic: Arithmetic) -> B
         ArrayError: for an activation whose rounding is unknown (a callable of one's own).
     """
     chain = Chain.of(layers)
-    rows = np.asarray(x if isinstance(x, list | tuple) else to_numpy(x), dtype="float64")
-    chain.check(rows.shape)
+    rows = to_numpy(accept(x, chain)[0]).astype("float64")
     m = digits() if arithmetic.dtype == "float64" else FLOATS
     members = [chain.layers] if chain.members is None else [tuple(member(chain, i)) for i in range(chain.members)]
     exact, error = [], []

@@ -4,10 +4,14 @@ Each is also one of Python's own (`ValueError`, `TypeError`, ...), so code that 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class NnfwdError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. Its message is one line, whatever names it quotes."""
+
+    def __init__(self, message: str, /) -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
 class ShapeError(NnfwdError, ValueError):
@@ -40,6 +44,15 @@ class UnknownNameError(NnfwdError, ValueError):
         near = difflib.get_close_matches(str(given).lower(), names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
         super().__init__(f"unknown {what} {given!r}: {hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_unknown, self.args)
+
+
+def _unknown(message: str) -> UnknownNameError:
+    error = UnknownNameError.__new__(UnknownNameError)
+    NnfwdError.__init__(error, message)
+    return error
 
 
 class ModelFileError(NnfwdError, ValueError):

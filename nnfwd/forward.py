@@ -88,8 +88,7 @@ def feed_forward(
     _backend.check_precision(precision)
     chain = Chain.of(layers)
     asked = None if backend is None else _backend.load(backend)
-    adapter, x, name = placement.arrive(x, asked, device=device, dtype=dtype, network_dtype=chain.dtype)
-    chain.check(x.shape)
+    adapter, x, name = placement.arrive(x, chain, asked, device=device, dtype=dtype)
     apply = getattr(adapter, "apply", None)
     if apply is not None:
         return apply(functools.partial(feed_forward, precision=precision), chain, x)
@@ -119,8 +118,7 @@ def trace(layers: Any, x: Any, /, *, precision: str = "highest") -> Trace:
     """Every layer's weighted sum z and activation h for x `(..., in)`. Arguments and errors as `feed_forward`."""
     _backend.check_precision(precision)
     chain = Chain.of(layers)
-    adapter, x, name = placement.arrive(x, network_dtype=chain.dtype)
-    chain.check(x.shape)
+    adapter, x, name = placement.arrive(x, chain)
     xp = adapter.xp
     placed = chain.place(adapter, name, like=x)
     with adapter.scope(precision):

@@ -35,6 +35,9 @@ class Layer:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable: make another one")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable: make another one")
+
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -60,6 +63,13 @@ class Layer:
         layer._set(**{name: parameters.get(name, getattr(self, name)) for name in self.fields})
         layer._set(activation=self.activation.with_arrays(parameters.get("activation", {})))
         return layer
+
+    def renew(self, parameters: Parameters, /) -> "Layer":
+        """The same layer with other arrays, checked as at construction."""
+        values = {name: parameters.get(name, getattr(self, name)) for name in self.fields}
+        if not isinstance(self, Scale):
+            values["activation"] = self.activation(**parameters.get("activation", {}))
+        return type(self)(**values)
 
     # The protocol of JAX's pytrees, and of others that took it over. Unflattening validates nothing.
     def tree_flatten(self) -> tuple[tuple[Parameters], tuple[Any, ...]]:
@@ -241,7 +251,9 @@ class Activation(Layer):
 
 def _check_features(arrays: Mapping[str, Array], width: int | None, where: str) -> None:
     for name, array in arrays.items():
-        if tuple(array.shape) != (width,) or width == 0:
+        if width == 0:
+            raise ShapeError(f"{name} {tuple(array.shape)} of {where} has a width of zero")
+        if tuple(array.shape) != (width,):
             needed = "(features,)" if width is None else f"({width},)"
             raise ShapeError(f"{name} {tuple(array.shape)} of {where} must be {needed}")
 
@@ -255,6 +267,8 @@ class Chain:
     __slots__ = ("dtype", "host", "in_features", "layers", "members", "out_features", "placed")
 
     def __init__(self, layers: Iterable[Layer]) -> None:
+        if not isinstance(layers, Iterable):
+            raise ArrayError(f"layers is a {type(layers).__name__}: it must be a Network or a list of layers")
         self.layers = tuple(layers)
         if not self.layers:
             raise ShapeError("a network needs at least one layer")
@@ -294,6 +308,13 @@ class Chain:
             raise ShapeError(f"layer {first[0]}: {_shape(first[1])} cannot take x {tuple(shape)}")
         if shape[-1] == 0:
             raise ShapeError(f"x {tuple(shape)} has no features")
+
+    def meet(self, adapter: Backend) -> None:
+        """Raises `ArrayError` where the weights live in another library than `adapter`'s."""
+        if not self.host and not hasattr(adapter, "apply"):
+            for layer in self.layers:
+                for a in leaves(layer.parameters):
+                    placement.meet(a, adapter)
 
     def place(self, adapter: Backend, dtype: str, like: Array | None, device: Any = None) -> tuple[Layer, ...]:
         """The layers with every array as `dtype`, next to the array `like` (or on `device`).

@@ -22,20 +22,30 @@ class Network:
         ArrayError: where the weights live in two libraries.
     """
 
-    __slots__ = ("_chain", "_layers")
+    __slots__ = ("__weakref__", "_chain", "_layers")
     _chain: Chain | None
     _layers: tuple[Layer, ...]
 
     def __init__(self, layers: Iterable[Layer]) -> None:
-        self._chain = Chain(layers)
-        self._layers = self._chain.layers
+        chain = Chain(layers)
+        self._set(chain.layers, chain)
+
+    def _set(self, layers: tuple[Layer, ...], chain: Chain | None) -> None:
+        object.__setattr__(self, "_layers", layers)
+        object.__setattr__(self, "_chain", chain)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("a Network is immutable: make another one")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a Network is immutable: make another one")
 
     @property
     def chain(self) -> Chain:
         """The layers, checked, and their placed copies."""
         if self._chain is None:
-            self._chain = Chain(self._layers)
-        return self._chain
+            self._set(self._layers, Chain(self._layers))
+        return self._chain  # type: ignore[return-value]
 
     @classmethod
     def from_arrays(
@@ -102,6 +112,7 @@ class Network:
             adapter = _backend.load("numpy")
             device = None
         name = None if dtype is None else placement.real_dtype(dtype)
+        placement.probe(adapter, name or self.dtype, device)
 
         def move(a: Any) -> Any:
             if isinstance(a, dict):
@@ -125,13 +136,16 @@ class Network:
 
     def with_parameters(self, parameters: Sequence[Parameters], /) -> "Network":
         """The same network with other arrays (they may be tracers), nested as `parameters` is."""
+        if not isinstance(parameters, list | tuple):
+            raise ShapeError(
+                f"parameters is a {type(parameters).__name__}: it must be a list, nested as network.parameters"
+            )
         if len(parameters) != len(self):
             raise ShapeError(f"parameters of {len(parameters)} layers do not fit a network of {len(self)}")
         for i, (layer, given) in enumerate(zip(self, parameters, strict=True)):
-            if layer.parameters.keys() != given.keys():
-                needed = ", ".join(layer.parameters) or "none"
-                raise ShapeError(f"layer {i}: parameters {', '.join(given) or 'none'} must be {needed}")
-        return Network(layer.replace(given) for layer, given in zip(self, parameters, strict=True))
+            if _names(given) != _names(layer.parameters):
+                raise ShapeError(f"layer {i}: parameters {_names(given)} must be {_names(layer.parameters)}")
+        return Network(layer.renew(given) for layer, given in zip(self, parameters, strict=True))
 
     def tree_flatten(self) -> tuple[tuple[tuple[Layer, ...]], None]:
         return (self._layers,), None
@@ -139,7 +153,7 @@ class Network:
     @classmethod
     def tree_unflatten(cls, _: None, children: tuple[tuple[Layer, ...]]) -> "Network":
         network = object.__new__(cls)
-        network._layers, network._chain = children[0], None  # checked when it is called: these may be no arrays at all
+        network._set(children[0], None)  # checked when it is called: these may be no arrays at all
         return network
 
     def __len__(self) -> int:
@@ -169,6 +183,17 @@ class Network:
         return (Network, (self._layers,))
 
 
+def _names(given: Any) -> str:
+    """The names in a layer's parameters, `weight, bias, activation.negative_slope`."""
+    if not isinstance(given, dict):
+        return f"of type {type(given).__name__}"
+    inner = given.get("activation", {})
+    inside = sorted(inner) if isinstance(inner, dict) else [type(inner).__name__]
+    return (
+        ", ".join([*sorted(set(given) - {"activation"}, reverse=True), *(f"activation.{k}" for k in inside)]) or "none"
+    )
+
+
 class Compiled:
     """A network ready to run many times on one backend, device and dtype: `run(x)` takes x `(..., in)` to `(..., out)`.
 
@@ -188,12 +213,17 @@ class Compiled:
         self.backend = _backend.name_of(adapter)
         self.dtype = network.dtype if dtype is None else placement.real_dtype(dtype)
         self.precision = precision
+        placement.probe(adapter, self.dtype, device)
+        self._chain = network.chain
+        self._anchor = None  # one of the placed weights: x belongs on its device
         self._run: Callable[[Array], Array]
         if hasattr(adapter, "apply"):
             whole = functools.partial(feed_forward, precision=precision)
             self._run = functools.partial(adapter.apply, whole, network.chain)
         else:
-            layers = tuple(network.to(backend, device=device, dtype=self.dtype))
+            self._chain = network.to(backend, device=device, dtype=self.dtype).chain
+            layers = self._chain.layers
+            self._anchor = next(iter(leaves([layer.parameters for layer in layers])), None)
             plain = functools.partial(_run, adapter, precision)
             if hasattr(adapter, "compile"):
                 self._run = adapter.compile(plain, layers)
@@ -206,10 +236,12 @@ class Compiled:
         name = None if wide is None else placement.dtype_name(wide)
         if name in placement.REAL and name != self.dtype:
             raise DtypeError(f"x is {name} and the network was compiled for {self.dtype}: convert x, or compile again")
-        _, x, _ = placement.arrive(
-            x, self._adapter, device=self._device, dtype=self.dtype, network_dtype=self.network.dtype
-        )
-        self.network.chain.check(x.shape)
+        device = self._device
+        if self._anchor is not None and device is None and type(x) is not type(self._anchor):
+            device = placement.device_of(self._anchor)
+        _, x, _ = placement.arrive(x, self._chain, self._adapter, device=device, dtype=self.dtype)
+        if self._anchor is not None:
+            placement.meet_device(self._anchor, x, self._adapter)
         return self._run(x)
 
     def __repr__(self) -> str:

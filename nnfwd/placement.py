@@ -6,13 +6,13 @@ nothing on a GPU, compute no Dask graph and break no trace.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from nnfwd import backend as _backend
 from nnfwd.backend import Array, Backend
-from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
+from nnfwd.errors import ArrayError, DeviceError, DtypeError, NnfwdError, ShapeError
 
 REAL = ("float16", "bfloat16", "float32", "float64")
 INTEGER = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -59,10 +59,21 @@ def widest(dtypes: Sequence[str]) -> str:
 
 def from_list(a: Any, what: str) -> np.ndarray:
     """A nested list of numbers as a NumPy array. Raises `ShapeError` when it is ragged."""
+    _refuse_arrays(a, what)
     try:
         return np.asarray(a)
     except ValueError:
         raise ShapeError(f"{what} is a ragged list: every row must have the same length") from None
+
+
+def _refuse_arrays(a: Any, what: str) -> None:
+    """A list of arrays is not a list of numbers: only plain NumPy rows and scalars are read without a loss."""
+    for item in a if isinstance(a, list | tuple) else ():
+        if isinstance(item, list | tuple):
+            _refuse_arrays(item, what)
+        elif hasattr(item, "__array__") and not isinstance(item, np.generic) and type(item) is not np.ndarray:
+            library = _backend.name_of(_backend.of(item, f"{what}[...]"))
+            raise ArrayError(f"{what} is a list of {library} arrays: stack them first")
 
 
 def own(a: Any, what: str) -> Array:
@@ -93,38 +104,71 @@ def parameter(value: Any, what: str) -> Any:
     return float(value) if isinstance(value, int | float | np.floating | np.integer) else own(value, what)
 
 
+class _Takes(Protocol):
+    """What can be asked of a network before anything is computed: a `layers.Chain`."""
+
+    dtype: str
+
+    def check(self, shape: tuple[int, ...], /) -> None: ...
+    def meet(self, adapter: Backend, /) -> None: ...
+
+
+def accept(x: Any, chain: _Takes, /) -> tuple[Array, str]:
+    """x as an array (a nested list as NumPy's) and its dtype's name, refused where the network cannot take it.
+
+    Complex, object, string, structured, extended and 8-bit values are refused.
+    """
+    if isinstance(x, list | tuple | int | float):
+        x = from_list(x, "x")
+    _backend.of(x)
+    name = dtype_name(x.dtype)
+    if name not in REAL and name not in INTEGER:
+        raise DtypeError(f"x.dtype is {name}: convert x to a real dtype, {', '.join(REAL)}")
+    chain.check(x.shape)
+    return x, name
+
+
 def arrive(
-    x: Any, adapter: Backend | None = None, /, *, device: Any = None, dtype: Any = None, network_dtype: str
+    x: Any, chain: _Takes, adapter: Backend | None = None, /, *, device: Any = None, dtype: Any = None
 ) -> tuple[Backend, Array, str]:
     """The backend, the array and the dtype name to compute with, for what a caller passed as x.
 
     x decides all three unless an argument does. Integers and bools take the network's dtype; a nested list takes the
-    default real dtype of its library. Complex, object, string, structured, extended and 8-bit values are refused.
+    default real dtype of its library. Whatever is to be refused is refused before anything moves.
     """
-    if isinstance(x, list | tuple | int | float):
-        if adapter is None:
-            adapter = _backend.load("numpy")
-        if dtype is None:
-            dtype = adapter.xp.__array_namespace_info__().default_dtypes()["real floating"]
-        x = from_list(x, "x")
+    if isinstance(x, list | tuple | int | float) and dtype is None:
+        home = adapter or _backend.load("numpy")
+        dtype = home.xp.__array_namespace_info__().default_dtypes()["real floating"]
+    x, given = accept(x, chain)
+    want = real_dtype(dtype) if dtype is not None else given if given in REAL else chain.dtype
     source = _backend.of(x)
-    given = dtype_name(x.dtype)
-    if given not in REAL and given not in INTEGER:
-        raise DtypeError(f"x.dtype is {given}: convert x to a real dtype, {', '.join(REAL)}")
-    want = real_dtype(dtype) if dtype is not None else given if given in REAL else network_dtype
     if adapter is None:
         adapter = source
+    chain.meet(adapter)
     if adapter is source and device is None and given == want:
         return adapter, x, want
     return adapter, move(x, adapter, dtype=want, device=device), want
 
 
-def move(a: Array, adapter: Backend, *, dtype: str, device: Any = None) -> Array:
-    """An array of any library as an array of `adapter`'s, because the caller asked for it by an argument."""
+def probe(adapter: Backend, dtype: str, device: Any) -> None:
+    """Raises where the backend has no such device or dtype there, before anything is moved."""
     if isinstance(device, str) and device not in adapter.devices():
         name = _backend.name_of(adapter)
         raise DeviceError(f"{name} has no device {device!r} here: there is {', '.join(adapter.devices())}")
+    try:
+        adapter.place(np.zeros(1, dtype="float32"), dtype=dtype, device=device)
+    except NnfwdError:
+        raise
+    except Exception as error:  # each library refuses a device object in a way of its own
+        name = _backend.name_of(adapter)
+        raise DeviceError(f"{name} cannot place {dtype} on device {device!r}: {error}") from error
+
+
+def move(a: Array, adapter: Backend, *, dtype: str, device: Any = None) -> Array:
+    """An array of any library as an array of `adapter`'s, because the caller asked for it by an argument."""
     source = _backend.of(a)
+    if source is not adapter or device is not None:
+        probe(adapter, dtype, device)
     if source is adapter:
         return adapter.place(a, dtype=dtype, like=a if device is None else None, device=device)
     return adapter.place(_plain(source.to_numpy(a)), dtype=dtype, device=device)
@@ -142,6 +186,23 @@ def place(a: Array, adapter: Backend, dtype: str, like: Array | None, device: An
     """
     if isinstance(a, np.ndarray):
         return adapter.place(a, dtype=dtype, like=like, device=device)
+    meet(a, adapter)
+    if like is not None:
+        meet_device(a, like, adapter)
+    return a if dtype_name(a.dtype) == dtype else adapter.place(a, dtype=dtype, like=a)
+
+
+def meet_device(a: Array, x: Array, adapter: Backend) -> None:
+    """Raises `DeviceError` where a weight and x, arrays of one library, are on two devices."""
+    here, there = device_of(a), device_of(x)
+    one_each = not (hasattr(here, "device_set") or hasattr(there, "device_set"))  # else sharded, and JAX's to judge
+    if None not in (here, there) and here != there and one_each:
+        here, there = _device_name(adapter, here), _device_name(adapter, there)
+        raise DeviceError(f"the weights are on {here} and x is on {there}: move one, with device={here!r}")
+
+
+def meet(a: Array, adapter: Backend) -> None:
+    """Raises `ArrayError` where a weight lives in another library than x."""
     home = _backend.of(a)
     if home is not adapter:
         names = _backend.name_of(home), _backend.name_of(adapter)
@@ -149,8 +210,10 @@ def place(a: Array, adapter: Backend, dtype: str, like: Array | None, device: An
             f"the weights are {names[0]} arrays and x is a {names[1]} array: "
             f"move one, with network.to({names[1]!r}) or backend={names[0]!r}"
         )
-    here, there = device_of(a), None if like is None else device_of(like)
-    one_each = not (hasattr(here, "device_set") or hasattr(there, "device_set"))  # else sharded, and JAX's to judge
-    if None not in (here, there) and here != there and one_each:
-        raise DeviceError(f"the weights are on {here} and x is on {there}: move one, with device={str(here)!r}")
-    return a if dtype_name(a.dtype) == dtype else adapter.place(a, dtype=dtype, like=a)
+
+
+def _device_name(adapter: Backend, device: Any) -> str:
+    """The string of `adapter.devices()` that means this device object."""
+    one = np.zeros(1, dtype="float32")
+    every = adapter.devices()
+    return next((n for n in every if device_of(adapter.place(one, dtype="float32", device=n)) == device), str(device))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from nnfwd import placement
 from nnfwd.errors import ArrayError
 from nnfwd.layers import Chain, Dense, Layer, Scale, to_numpy
 
@@ -18,11 +19,11 @@ Number = Any
 Vector = list[Number]
 
 
-def looped_feed_forward(given: Any, layers: Any, /) -> list[Any]:
+def looped_feed_forward(x: Any, layers: Any, /) -> list[Any]:
     """The output for x by explicit loops, one multiplication at a time.
 
     Args:
-        given: the input x, a vector of `in` numbers, or nested lists or an array `(..., in)`.
+        x: a vector of `in` numbers, or nested lists or an array `(..., in)`.
         layers: a `Network` or a sequence of layers.
 
     Returns:
@@ -32,7 +33,7 @@ def looped_feed_forward(given: Any, layers: Any, /) -> list[Any]:
         ArrayError: for an activation that has no scalar form (a callable of one's own without an attribute `scalar`).
     """
     chain = Chain.of(layers)
-    rows = nested(given)
+    rows = nested(placement.accept(x, chain)[0])
     members: list[Sequence[Layer]] = [chain.layers]
     if chain.members is not None:
         members = [member(chain, m) for m in range(chain.members)]
@@ -40,9 +41,8 @@ def looped_feed_forward(given: Any, layers: Any, /) -> list[Any]:
     def every_row(x: list[Any], layers: Sequence[Layer]) -> list[Any]:
         if any(isinstance(row, list) for row in x):
             return [every_row(row, layers) for row in x]
-        if not x and not isinstance(given, list | tuple):  # an array without rows
+        if not x:  # no rows
             return []
-        chain.check((len(x),))
         *_, (_, h) = looped_steps(layers, x)
         return h
 

@@ -33,7 +33,7 @@ def test_every_activation_is_kept(tmp_path):
     layers = []
     for name in activations.names():
         f = activations.named(name)
-        layers.append(Activation(f(**{key: 0.25 for key in f.parameters})))
+        layers.append(Activation(f(**dict.fromkeys(f.parameters, 0.25))))
     layers.append(Activation(activations.prelu(negative_slope=[0.1, 0.2])))
     net = Network(layers)
     nnfwd.save(net, tmp_path / "a.npz")

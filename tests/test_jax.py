@@ -37,6 +37,14 @@ def test_jit_and_vmap_agree_with_the_reference(jax, make):
     assert inside(over_rows if make is mixed else jax.numpy.moveaxis(over_rows, 0, 1), net, x)
 
 
+def test_networks_and_activations_are_callables_to_jit(jax):
+    """jax.jit keeps a weak reference to what it is given; twice, because the first failure once took the process down."""
+    net, x = mixed(), jax.numpy.asarray(inputs(4))
+    for function in (net, nnfwd.activations.gelu, net.compile(backend="jax")):
+        for _ in range(2):
+            assert np.isfinite(jax.jit(function)(x)).all()
+
+
 def test_first_call_under_grad(jax):
     net, x = mixed(), jax.numpy.asarray(inputs(4))
     first = jax.grad(lambda x: net(x)[0])(x)

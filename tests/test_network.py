@@ -25,7 +25,9 @@ def test_the_tutorial():
 
 def test_published_examples():
     """M. Mazur's backpropagation example, and the one of scikit-learn's test_fit."""
-    mazur = Network.from_arrays([[[0.15, 0.2], [0.25, 0.3]], [[0.4, 0.45], [0.5, 0.55]]], [[0.35] * 2, [0.6] * 2], "sigmoid")
+    mazur = Network.from_arrays(
+        [[[0.15, 0.2], [0.25, 0.3]], [[0.4, 0.45], [0.5, 0.55]]], [[0.35] * 2, [0.6] * 2], "sigmoid"
+    )
     t = nnfwd.trace(mazur, [0.05, 0.1])
     assert [f"{v:.9f}" for v in (*t.h[0], *t.y)] == ["0.593269992", "0.596884378", "0.751365070", "0.772928465"]
     assert (len(t.z), len(t.h)) == (2, 2)
@@ -109,7 +111,11 @@ def test_array_in_array_out(place):
         if place.has(dtype):
             with place.context(dtype):
                 x = place.put(inputs(3, 4), dtype)
-                for y in (net(x), nnfwd.trace(net, x).h[0], net.compile(backend=place.name, device=place.device, dtype=dtype)(x)):
+                for y in (
+                    net(x),
+                    nnfwd.trace(net, x).h[0],
+                    net.compile(backend=place.name, device=place.device, dtype=dtype)(x),
+                ):
                     assert place.holds(y)
                     assert dtype_name(y.dtype) == dtype
 
@@ -121,7 +127,8 @@ def test_integers_and_bools_take_the_networks_dtype(place):
         x = place.put(np.array([[1, 0, 1, 1]]), dtype)
         assert dtype_name(net(x).dtype) == "float32"
         assert np.array_equal(
-            place.adapter.to_numpy(net(x)), place.adapter.to_numpy(net(place.put(np.array([[1.0, 0, 1, 1]]), "float32")))
+            place.adapter.to_numpy(net(x)),
+            place.adapter.to_numpy(net(place.put(np.array([[1.0, 0, 1, 1]]), "float32"))),
         )
     assert dtype_name(Network([Dense(np.ones((1, 1), "float32")), Dense(np.ones((1, 1)))]).dtype) == "float64"
     assert Network([Dense(np.ones((1, 1), "float16"))]).dtype == "float16"
@@ -188,7 +195,9 @@ def test_ensembles(place, shape):
     x = inputs(*shape)
     y = net(place.put(x, "float32"))
     assert tuple(y.shape) == (3, *shape[:-1], 2)
-    agreement.check(y, place, "float32", bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, "float32")))
+    agreement.check(
+        y, place, "float32", bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, "float32"))
+    )
     mixed_in = Network([Scale(2.0), Dense(np.ones((4, 4), "float32")), *net, Dense(np.ones((1, 2), "float32"))])
     y = mixed_in(place.put(x, "float32"))
     bounded = bounded_feed_forward(x, mixed_in, arithmetic=arithmetic_of(place.adapter, "float32"))
@@ -223,6 +232,7 @@ def test_exact_properties():
     weights, biases = [inputs(5, 4, seed=3), inputs(2, 5, seed=4)], [inputs(5, seed=5), inputs(2, seed=6)]
     net = Network.from_arrays(weights, biases, "relu")
     for place in places():
+
         def run(net, x, place=place):
             return place.adapter.to_numpy(net(place.put(x, "float32")))
 
@@ -252,7 +262,9 @@ def test_to_and_home_again(place):
     net = mixed()
     away = net.to(place.name, device=place.device)
     x = inputs(3, 4)
-    assert np.array_equal(place.adapter.to_numpy(away(place.put(x, "float32"))), place.adapter.to_numpy(net(place.put(x, "float32"))))
+    assert np.array_equal(
+        place.adapter.to_numpy(away(place.put(x, "float32"))), place.adapter.to_numpy(net(place.put(x, "float32")))
+    )
     where = Place("numpy", "cpu") if place.name == "dask" else place  # whose chunks are run by NumPy
     assert all(where.holds(a) for a in (away[0].scale, away[1].weight, away[1].activation.parameters["negative_slope"]))
     assert away.to("numpy") == net
@@ -276,6 +288,16 @@ def test_compiled(place):
     assert place.name in repr(run)
     with pytest.raises(DtypeError, match="float16"):
         run(x.astype("float16"))
+
+
+def test_compiled_lives_where_its_weights_are():
+    strict = need("array_api_strict")
+    there = Place("array_api_strict", "device1")
+    run = mixed().to("array_api_strict", device="device1").compile()
+    assert there.holds(run(inputs(3, 4)))
+    assert there.holds(run(strict.asarray(inputs(3, 4), device=strict.Device("device1"))))
+    with pytest.raises(nnfwd.errors.DeviceError, match=r"device1.*CPU_DEVICE"):
+        run(strict.asarray(inputs(3, 4)))
 
 
 def test_one_network_in_many_threads():
@@ -310,4 +332,6 @@ def test_backends_reads_metadata_and_probes_when_asked():
     assert found["numpy"].devices is None
     assert {info.name: info for info in nnfwd.backends(devices=True)}["numpy"].devices == ("cpu",)
     for info in nnfwd.backends(devices=True):
-        assert info.status in ("usable", "installed, no device") or info.status.startswith(("missing: pip install", "broken: "))
+        assert info.status in ("usable", "installed, no device") or info.status.startswith(
+            ("missing: pip install", "broken: ")
+        )

@@ -93,7 +93,9 @@ def _read(file: IO[bytes], path: Path, limits: Limits) -> Network:
     with zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if len(members) != len(archive.infolist()):
-            raise ModelFileError(f"{path}: two members of one name")
+            names = [info.filename for info in archive.infolist()]
+            twice = next(name for name in names if names.count(name) > 1 or f"{name}.npy" in names)
+            raise ModelFileError(f"{path}: two members of one name, {twice}")
         if len(members) > limits.tensors:
             raise ModelFileError(f"{path}: {len(members)} members are more than {limits.tensors}")
         if "nnfwd" not in members:
@@ -117,7 +119,9 @@ def _network(description: Any, fetch: Any, members: dict[str, Any], path: Path, 
         raise ModelFileError(f"{path}: it must describe 1 to {limits.layers} layers")
     layers: list[Layer] = []
     for i, entry in enumerate(described):
-        kind = entry.pop("type")
+        if not isinstance(entry, dict) or not isinstance(entry.get("activation"), dict):
+            raise ModelFileError(f"{path}: layer {i}: it must have a type and an activation")
+        kind = entry.pop("type", None)
         if kind not in _TYPES:
             raise ModelFileError(f"{path}: layer {i}: unknown type {kind!r}: there are {', '.join(_TYPES)}")
         settings = entry.pop("activation")
@@ -127,6 +131,11 @@ def _network(description: Any, fetch: Any, members: dict[str, Any], path: Path, 
         function = activations.named(name)(
             **{k: _value(v, f"layers.{i}.activation.{k}", fetch) for k, v in settings.items()}
         )
+        if kind == "scale" and function.name != "identity":
+            raise ModelFileError(f"{path}: layer {i}: a scale has no activation {name}: give it a layer of its own")
+        unknown = entry.keys() - set(_TYPES[kind].fields)
+        if unknown:
+            raise ModelFileError(f"{path}: layer {i}: unknown field {min(unknown)}")
         values = {k: _value(v, f"layers.{i}.{k}", fetch) for k, v in entry.items()}
         layers.append(_TYPES[kind](**values, **({"activation": function} if kind != "scale" else {})))
     if members:
@@ -135,13 +144,29 @@ def _network(description: Any, fetch: Any, members: dict[str, Any], path: Path, 
 
 
 def _value(value: Any, key: str, fetch: Any) -> Any:
-    return fetch(key) if value is None else float(value)
+    if value is None:
+        return fetch(key)
+    if type(value) not in (int, float):
+        raise ValueError(f"{key} is {value!r}")
+    return float(value)
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, limits: Limits) -> np.ndarray:
     """One array: its header is checked against the limits and the member's size before anything is allocated."""
     if info.file_size > limits.expansion * max(info.compress_size, 1) or info.file_size > limits.tensor + 2**16:
         raise ModelFileError(f"{path}: {info.filename} expands to {info.file_size} bytes")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ModelFileError(f"{path}: {info.filename} is compressed in a way that NumPy never writes")
+    try:
+        return _array(archive, info, path, limits)
+    except _DAMAGED as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(f"{path}: {info.filename} is damaged: {error}") from error
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, limits: Limits) -> np.ndarray:
+    text = info.filename == "nnfwd.npy"
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
         (length,) = struct.unpack("<H", stream.read(2)) if version == (1, 0) else struct.unpack("<I", stream.read(4))
@@ -149,7 +174,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, limits:
             raise ModelFileError(f"{path}: {info.filename} has a header of {length} bytes")
         header = ast.literal_eval(stream.read(length).decode("latin1"))
         shape, dtype = header["shape"], header["descr"]
-        if not isinstance(dtype, str) or np.dtype(dtype) not in _DTYPES:
+        if not isinstance(dtype, str) or np.dtype(dtype) not in _DTYPES or (np.dtype(dtype) == "u1") != text:
             raise ModelFileError(f"{path}: {info.filename} is {dtype}: it must be float16, float32 or float64")
         if not all(type(n) is int and 0 <= n <= limits.dimension for n in shape) or len(shape) > 3:
             raise ModelFileError(f"{path}: {info.filename} has shape {shape}")
