@@ -117,5 +117,5 @@ def _pictures(folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for extension in ("png", "svg"):
         path = folder / f"network.{extension}"
-        plot.network(net, x).figure.savefig(path, dpi=160)  # type: ignore[union-attr]
+        plot.network(net, x).figure.savefig(path, dpi=160)
         yield f"Wrote {path}, the network with its numbers"
