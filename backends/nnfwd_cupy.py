@@ -14,7 +14,7 @@ import array_api_compat.cupy as xp
 import cupy
 import numpy as np
 
-from nnfwd.bounds import Arithmetic
+from nnfwd.bounds import Arithmetic, product_roundoff
 from nnfwd.errors import BackendError, DtypeError
 
 __all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
@@ -30,7 +30,7 @@ def devices() -> tuple[str, ...]:
 
 def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> Any:
     if dtype == "bfloat16":
-        raise DtypeError("cupy has no bfloat16: use float16 or float32, or a backend that has it")
+        raise DtypeError("nnfwd does not use CuPy's bfloat16 yet: use float16 or float32, or a backend that has it")
     if isinstance(device, str):
         device = int(device.removeprefix("cuda:"))
     if device is None:
@@ -44,19 +44,21 @@ def to_numpy(x: Any, /) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def scope(precision: str, /) -> Iterator[None]:
+def scope(precision: str, x: Any, /) -> Iterator[None]:
     if precision == "highest" and int(os.environ.get("CUPY_TF32", "0")):
         raise BackendError(
             'precision="highest" was asked for and CUPY_TF32 is set: unset it before starting, '
             'or ask for precision="high"'
         )
-    yield
+    with cupy.cuda.Device(x.device.id):  # CuPy computes on the current device, wherever the operands are
+        yield
 
 
 def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
-    # The adder of the tensor cores truncates: 2**-23 for float32 sums of float16 products.
-    u_acc = 2.0**-23 if dtype == "float16" else None
-    return Arithmetic(dtype, flushes=dtype == "float32", ulp=ULP[dtype], u_acc=u_acc)
+    products = product_roundoff(dtype, precision)
+    if dtype == "float16":
+        products = {"u_acc": 2.0**-23}  # summed in float32 by tensor cores, whose adder truncates
+    return Arithmetic(dtype, flushes=dtype == "float32", ulp=ULP[dtype], **products)
 
 
 # From CUDA's tables of maximum errors, in units in the last place, with room for CuPy's -ftz; not measured yet.

@@ -14,7 +14,7 @@ import jax.numpy as xp
 import numpy as np
 
 from nnfwd import Activation, Dense, Network, Scale
-from nnfwd.bounds import Arithmetic
+from nnfwd.bounds import Arithmetic, product_roundoff
 from nnfwd.errors import DtypeError
 
 __all__ = ["arithmetic", "compile", "devices", "place", "scope", "to_numpy", "xp"]
@@ -52,7 +52,7 @@ def to_numpy(x: Any, /) -> np.ndarray:
     return np.asarray(x)
 
 
-def scope(precision: str, /) -> contextlib.AbstractContextManager[Any]:
+def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:
     return jax.default_matmul_precision(
         {"highest": "highest", "high": "tensorfloat32", "medium": "bfloat16"}[precision]
     )
@@ -64,8 +64,10 @@ def compile(forward: Callable[..., jax.Array], layers: Any, /) -> Callable[[jax.
 
 
 def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
-    u_acc = 2.0**-24 if dtype in ("float16", "bfloat16") else None  # 16-bit products are summed in float32
-    return Arithmetic(dtype, flushes=True, ulp=ULP[dtype], u_acc=u_acc)
+    products = product_roundoff(dtype, precision)
+    if dtype in ("float16", "bfloat16"):
+        products = {"u_acc": 2.0**-24}  # summed in float32
+    return Arithmetic(dtype, flushes=True, ulp=ULP[dtype], **products)
 
 
 # Largest error of XLA's functions on a CPU in units in the last place, as tests/test_ulp.py measures them.

@@ -32,7 +32,7 @@ def to_numpy(x: Any, /) -> np.ndarray:
     return np.asarray(x)
 
 
-def scope(precision: str, /) -> contextlib.AbstractContextManager[Any]:
+def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:
     return np.errstate(all="ignore")
 
 

@@ -14,7 +14,7 @@ import array_api_compat.torch
 import numpy as np
 import torch
 
-from nnfwd.bounds import Arithmetic
+from nnfwd.bounds import Arithmetic, product_roundoff
 from nnfwd.errors import BackendError
 
 __all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
@@ -65,7 +65,7 @@ def _setting() -> str:
 
 
 @contextlib.contextmanager
-def scope(precision: str, /) -> Iterator[None]:
+def scope(precision: str, x: Any, /) -> Iterator[None]:
     allowed = {"highest": ("highest",), "high": ("highest", "high"), "medium": ("highest", "high", "medium")}[precision]
     setting = _setting()
     if setting == "autocast":
@@ -79,9 +79,11 @@ def scope(precision: str, /) -> Iterator[None]:
 
 
 def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
-    u_acc = 2.0**-24 if dtype in ("float16", "bfloat16") else None  # 16-bit products are summed in float32
+    products = product_roundoff(dtype, precision)
+    if dtype in ("float16", "bfloat16"):
+        products = {"u_acc": 2.0**-24}  # summed in float32
     # The dot product instructions of x86 for bfloat16 (VDPBF16PS) flush subnormals, whatever the processor's mode.
-    return Arithmetic(dtype, flushes=dtype == "bfloat16", ulp=ULP[dtype], u_acc=u_acc)
+    return Arithmetic(dtype, flushes=dtype == "bfloat16", ulp=ULP[dtype], **products)
 
 
 # Largest error of PyTorch's functions on a CPU in units in the last place, as tests/test_ulp.py measures them.

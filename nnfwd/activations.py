@@ -30,14 +30,19 @@ class Function:
     Parameters are Python scalars or arrays of shape `(features,)`.
     """
 
-    __slots__ = ("__weakref__", "formula", "name", "parameters")
+    __slots__ = ("__weakref__", "_parameters", "formula", "name")
     name: str
     formula: Formula
-    parameters: Mapping[str, Any]
+    _parameters: dict[str, Any]
 
     def __init__(self, name: str, formula: Formula, parameters: Mapping[str, Any]) -> None:
-        for key, value in (("name", name), ("formula", formula), ("parameters", MappingProxyType(dict(parameters)))):
+        for key, value in (("name", name), ("formula", formula), ("_parameters", dict(parameters))):
             object.__setattr__(self, key, value)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Numbers and arrays by name, to be read only; None where one must still be given."""
+        return MappingProxyType(self._parameters)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"the activation {self.name} is immutable: make another one")
@@ -52,10 +57,14 @@ class Function:
         if parameters:
             self = self._with(parameters)
         self._complete()
-        return self.formula(x, xp=array_namespace(x) if xp is None else xp, **self.parameters)
+        return self.compute(x, array_namespace(x) if xp is None else xp)
+
+    def compute(self, x: Array, xp: Any) -> Array:
+        """The activation of x in the namespace xp, every parameter being given."""
+        return self.formula(x, xp=xp, **self._parameters)
 
     def _with(self, parameters: Mapping[str, Any]) -> "Function":
-        bound = dict(self.parameters)
+        bound = dict(self._parameters)
         for key, value in parameters.items():
             if key not in bound:
                 raise UnknownNameError(f"parameter of {self.name}", key, bound or ["none"])
@@ -63,7 +72,7 @@ class Function:
         return Function(self.name, self.formula, bound)
 
     def _complete(self) -> Self:
-        missing = [key for key, value in self.parameters.items() if value is None]
+        missing = [key for key, value in self._parameters.items() if value is None]
         if missing:
             raise DtypeError(f"{self.name} needs {', '.join(missing)}: write {self.name}({missing[0]}=...)")
         return self
@@ -71,16 +80,16 @@ class Function:
     @property
     def arrays(self) -> dict[str, Array]:
         """The parameters that are arrays, by name."""
-        return {key: value for key, value in self.parameters.items() if not isinstance(value, float)}
+        return {key: value for key, value in self._parameters.items() if not isinstance(value, float)}
 
     def with_arrays(self, arrays: Mapping[str, Array]) -> "Function":
         """The same function with other arrays; nothing is checked."""
-        return Function(self.name, self.formula, {**self.parameters, **arrays}) if arrays else self
+        return Function(self.name, self.formula, {**self._parameters, **arrays}) if arrays else self
 
     @property
     def structure(self) -> tuple[Any, ...]:
         """What it is without its arrays: hashable, and equal for equal functions."""
-        scalars = tuple((k, v if isinstance(v, float) else None) for k, v in self.parameters.items())
+        scalars = tuple((k, v if isinstance(v, float) else None) for k, v in self._parameters.items())
         return (self.name, self.formula, scalars)
 
     @property
@@ -90,14 +99,14 @@ class Function:
         return known is not None and known.formula is self.formula
 
     def __repr__(self) -> str:
-        shown = (f"{k}={v!r}" if isinstance(v, float) else f"{k}=array{v.shape}" for k, v in self.parameters.items())
+        shown = (f"{k}={v!r}" if isinstance(v, float) else f"{k}=array{v.shape}" for k, v in self._parameters.items())
         inside = ", ".join(shown)
         return f"{self.name}({inside})" if inside else self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.is_named:
-            return (_restore, (self.name, None, dict(self.parameters)))
-        return (_restore, (self.name, self.formula, dict(self.parameters)))
+            return (_restore, (self.name, None, self._parameters))
+        return (_restore, (self.name, self.formula, self._parameters))
 
 
 def _restore(name: str, formula: Formula | None, parameters: Mapping[str, Any]) -> Function:

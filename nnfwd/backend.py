@@ -49,8 +49,8 @@ class Backend(Protocol):
     def to_numpy(self, x: Array, /) -> np.ndarray:
         """The array as a NumPy array in host memory, complete: nothing is still being computed."""
 
-    def scope(self, precision: str, /) -> contextlib.AbstractContextManager[Any]:
-        """A context around every pass that makes the library multiply with `precision`."""
+    def scope(self, precision: str, x: Array, /) -> contextlib.AbstractContextManager[Any]:
+        """A context around every pass on x: the library multiplies with `precision`, and computes where x is."""
 
 
 def name_of(backend: Backend) -> str:
@@ -58,18 +58,30 @@ def name_of(backend: Backend) -> str:
     return backend.__name__.removeprefix(PREFIX)  # type: ignore[attr-defined]
 
 
-_by_type: dict[type, Backend] = {}
+_name_by_type: dict[type, str] = {}
+_found: dict[str, Backend] = {}
 
 
 def of(x: Array, /, what: str = "x") -> Backend:
     """The backend of an array. Raises `ArrayError` where `x` is no array, naming the conversion to write."""
-    found = _by_type.get(type(x))
-    if found is None:
-        found = _by_type[type(x)] = _find(x, what)
-    return found
+    name = _name_by_type.get(type(x))
+    if name is None:
+        name = _name_by_type[type(x)] = _find(x, what)
+    return _found[name]
 
 
-def _find(x: Array, what: str) -> Backend:
+def _find(x: Array, what: str) -> str:
+    found = _search(x, what)
+    name = name_of(found)
+    _found[name] = found
+    return name
+
+
+# To a compiler that traces Python (PyTorch's) this is a constant: it is not to look inside, at imports.
+_find._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _search(x: Array, what: str) -> Backend:
     kind = type(x)
     if isinstance(x, np.ndarray) and kind not in (np.ndarray, np.memmap):
         write = f"{what}.filled(...)" if isinstance(x, np.ma.MaskedArray) else f"numpy.asarray({what})"
@@ -142,7 +154,7 @@ class _Standard:
     def to_numpy(self, x: Array, /) -> np.ndarray:
         return np.from_dlpack(x)
 
-    def scope(self, _: str, /) -> contextlib.AbstractContextManager[Any]:
+    def scope(self, *_: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
 

@@ -86,6 +86,13 @@ class Arithmetic:
         return self.smallest_normal if self.flushes else self.smallest
 
 
+def product_roundoff(dtype: str, precision: str) -> dict[str, float]:
+    """What a precision does to float32 products where tensor cores make them: operands rounded, sums truncated."""
+    if dtype != "float32" or precision == "highest":
+        return {}
+    return {"u_in": {"high": 2.0**-11, "medium": 2.0**-8}[precision], "u_acc": 2.0**-23}
+
+
 def arithmetic_of(backend: Any, dtype: str, *, precision: str = "highest") -> Arithmetic:
     """How a backend rounds, cautiously where it does not say."""
     own = getattr(backend, "arithmetic", None)

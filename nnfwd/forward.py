@@ -39,7 +39,7 @@ def steps(layers: Sequence[Layer], h: Array, xp: Any) -> Iterator[tuple[Array, A
             z = (h - layer.center) * layer.scale + layer.shift
         else:
             z = h
-        h = layer.activation(z, xp=xp)
+        h = layer.activation.compute(z, xp)
         yield z, h
 
 
@@ -93,7 +93,7 @@ def feed_forward(
     if apply is not None:
         return apply(functools.partial(feed_forward, precision=precision), chain, x)
     placed = chain.place(adapter, name, like=x)
-    with adapter.scope(precision):
+    with adapter.scope(precision, x):
         return forward(placed, x, adapter.xp)
 
 
@@ -121,6 +121,6 @@ def trace(layers: Any, x: Any, /, *, precision: str = "highest") -> Trace:
     adapter, x, name = placement.arrive(x, chain)
     xp = adapter.xp
     placed = chain.place(adapter, name, like=x)
-    with adapter.scope(precision):
+    with adapter.scope(precision, x):
         pairs = [(_unfold(z, x, xp), _unfold(h, x, xp)) for z, h in steps(placed, _fold(x, xp), xp)]
     return Trace(x, *zip(*pairs, strict=True))

@@ -252,7 +252,7 @@ class Compiled:
 
 
 def _run(adapter: _backend.Backend, precision: str, layers: Sequence[Layer], x: Array) -> Array:
-    with adapter.scope(precision):
+    with adapter.scope(precision, x):
         return forward(layers, x, adapter.xp)
 
 

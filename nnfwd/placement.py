@@ -25,13 +25,18 @@ def dtype_name(dtype: Any, /) -> str:
     key = (type(dtype), dtype)  # dtypes of two libraries may have one hash, and must not be compared
     name = _dtype_names.get(key)
     if name is None:
-        if isinstance(dtype, str):
-            name = dtype
-        else:
-            given = np.dtype(dtype) if isinstance(dtype, type) or callable(dtype) else dtype
-            name = getattr(given, "name", None) or str(given).rpartition(".")[2]
-        _dtype_names[key] = name
+        name = _dtype_names[key] = _find_dtype_name(dtype)
     return name
+
+
+def _find_dtype_name(dtype: Any) -> str:
+    if isinstance(dtype, str):
+        return dtype
+    given = np.dtype(dtype) if isinstance(dtype, type) or callable(dtype) else dtype
+    return getattr(given, "name", None) or str(given).rpartition(".")[2]
+
+
+_find_dtype_name._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as backend._find
 
 
 def real_dtype(dtype: Any, what: str = "dtype") -> str:

@@ -25,7 +25,7 @@ def to_numpy(x, /):
     return np.asarray(xp.asarray(x, device=xp.Device("CPU_DEVICE")))
 
 
-def scope(precision, /):
+def scope(precision, x, /):
     return np.errstate(all="ignore")  # it is NumPy underneath, which would warn of overflow
 
 

@@ -176,8 +176,8 @@ def place_untold_goes_to_the_current_device(cupy, adapter):
 
 @case
 def bfloat16_is_refused(cupy, adapter):
-    assert "cupy has no bfloat16" in raised(DtypeError, lambda: adapter.place(inputs(), dtype="bfloat16"))
-    assert "cupy has no bfloat16" in raised(DtypeError, lambda: network()(put(cupy, inputs(), 0), dtype="bfloat16"))
+    assert "CuPy's bfloat16" in raised(DtypeError, lambda: adapter.place(inputs(), dtype="bfloat16"))
+    assert "CuPy's bfloat16" in raised(DtypeError, lambda: network()(put(cupy, inputs(), 0), dtype="bfloat16"))
 
 
 @case

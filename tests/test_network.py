@@ -317,7 +317,8 @@ def test_a_library_without_a_backend_of_ours(monkeypatch):
     strict = need("array_api_strict")
     from nnfwd import backend
 
-    monkeypatch.setattr(backend, "_by_type", {})
+    monkeypatch.setattr(backend, "_name_by_type", {})
+    monkeypatch.setattr(backend, "_found", {})
     known = backend.importlib.util.find_spec
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None if "strict" in name else known(name))
     net, x = mixed("float64"), strict.asarray(inputs(3, 4, dtype="float64"), device=strict.Device("device1"))

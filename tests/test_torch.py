@@ -1,5 +1,10 @@
 """PyTorch: autograd, torch.func, torch.compile without graph breaks, inference mode, and its process-wide settings."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from networks import ensemble, inputs, mixed, tutorial
@@ -43,6 +48,23 @@ def test_compile_without_a_graph_break(torch, make, placed_before, compiler):
     assert gradient.shape == eager.shape
     assert torch.isfinite(gradient).all()
     assert inside(compiled(torch.tensor(inputs(5, 3, 4))), net, inputs(5, 3, 4))
+
+
+def test_the_first_call_of_a_process_may_be_compiled(torch):
+    """Nothing of nnfwd has seen a tensor before: the backend itself is found while PyTorch traces."""
+    program = (
+        "import torch, nnfwd\n"
+        "net = nnfwd.Network([nnfwd.Dense([[1.0, 2.0]], [0.5], nnfwd.activations.elu(alpha=0.5))])\n"
+        "run = torch.compile(lambda x: net(x), fullgraph=True, backend='aot_eager')\n"
+        "assert run(torch.ones(2)) == 3.5 and net(torch.ones(2)) == 3.5"
+    )
+    root = Path(__file__).parent.parent
+    path = os.pathsep.join((str(root), str(root / "backends")))
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Dynamo detected" not in done.stderr
 
 
 def test_first_call_in_inference_mode_leaves_autograd_usable(torch):
@@ -99,6 +121,19 @@ def test_a_looser_setting_raises_and_is_not_changed(torch, settings):
     net(x, precision="high")
     settings("highest")
     net(x)
+
+
+def test_the_bound_follows_the_precision(torch, settings):
+    """On processors with bfloat16 instructions "medium" really multiplies bfloat16 numbers."""
+    net, x = mixed(), inputs(64, 4)
+    settings("medium")
+    y = net(torch.tensor(x), precision="medium").numpy()
+    arithmetic = backend.load("torch").arithmetic
+    loose, tight = (
+        bounded_feed_forward(x, net, arithmetic=arithmetic("float32", precision=p)) for p in ("medium", "highest")
+    )
+    assert loose.ratio(y).max() <= 1
+    print(f"\nmedium: {tight.ratio(y).max():.3g} bounds of float32, {loose.ratio(y).max():.3g} of its own")
 
 
 def test_autocast_raises(torch):
