@@ -4,13 +4,14 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import nnfwd
 from nnfwd import backend as _backend
-from nnfwd.errors import NnfwdError
+from nnfwd.errors import NnfwdError, ShapeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,12 +85,104 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dtype", metavar="DTYPE", help="float16, bfloat16, float32 or float64 (default: the input's)")
     run.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
 
+    explained = command(
+        "explain", _explain, "the pass with the numbers put in, by loops and by matrices", "nnfwd explain --x 1.5,2,3"
+    )
+    _model(explained)
+    explained.add_argument("--x", metavar="NUMBERS", type=_numbers, help="one input; with MODEL it must be given")
+    explained.add_argument("--width", metavar="N", type=int, help="characters a line (default: the terminal's)")
+
+    described = command("info", _info, "what a network is made of", "nnfwd info model.npz")
+    _model(described)
+    described.add_argument("--json", action="store_true", help="print JSON")
+
+    plot = command("plot", _plot, "draw a picture", "nnfwd plot network --x 1.5,2,3 -o network.svg")
+    plot.add_argument("what", metavar="WHAT", choices=_PICTURES, help=", ".join(_PICTURES))
+    _model(plot)
+    plot.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=".png, .svg or .pdf")
+    plot.add_argument("--x", metavar="NUMBERS", type=_numbers, help="one input: for node and network")
+    plot.add_argument("--w", metavar="NUMBERS", type=_numbers, help="weights: for node, weight and bias")
+    plot.add_argument("--b", metavar="NUMBERS", type=_numbers, help="biases: for node and bias")
+    plot.add_argument("--activation", metavar="NAME", default="sigmoid", help="for all but network (default: sigmoid)")
+    plot.add_argument("--dpi", type=int, default=160, help="dots an inch of a .png (default: %(default)s)")
+    plot.add_argument("--force", action="store_true", help="replace FILE if it exists")
+
     found = command(
         "backends", _backends, "the array libraries, installed or not, and their devices", "nnfwd backends --devices"
     )
     found.add_argument("--devices", action="store_true", help="import each library and ask for its usable devices")
     found.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _model(command: argparse.ArgumentParser) -> None:
+    text = "a network: .npz (default: the tutorial's)"
+    command.add_argument("model", metavar="MODEL", type=Path, nargs="?", help=text)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.replace(";", ",").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 1.5,2,3") from None
+
+
+def _network_and_x(options: argparse.Namespace) -> tuple[nnfwd.Network, list[float] | None]:
+    """The model asked for with its --x, or the tutorial's network with its own x."""
+    from nnfwd.demo import tutorial
+
+    if options.model is not None:
+        return nnfwd.load(options.model), options.x
+    net, x = tutorial()
+    return net, options.x or x
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from nnfwd.explain import explain
+
+    net, x = _network_and_x(options)
+    if x is None:
+        raise ShapeError(f"give one input of {net.in_features or 'any number of'} numbers, --x 1.5,2,...")
+    print(explain(net, x, width=options.width or shutil.get_terminal_size((100, 24)).columns))
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from nnfwd.demo import tutorial
+    from nnfwd.explain import describe, table
+
+    described = describe(nnfwd.load(options.model) if options.model else tutorial()[0])
+    print(json.dumps(described, indent=2) if options.json else table(described))
+    return 0
+
+
+_PICTURES = ("activation", "activations", "node", "weight", "bias", "network")
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from nnfwd import plot
+    from nnfwd.io.arrays import check_new
+    from nnfwd.io.files import replacing
+
+    path: Path = options.output
+    check_new(path, (".png", ".svg", ".pdf"), force=options.force)
+    name = options.activation
+    if options.what == "activation":
+        ax = plot.activation(name)
+    elif options.what == "activations":
+        ax = plot.activations()
+    elif options.what == "node":
+        ax = plot.node(options.x or [1.5, 2, 3], options.w or [0.2] * 3, *(options.b or [0.8])[:1], activation=name)
+    elif options.what == "weight":
+        ax = plot.weight_effect(options.w or (0.5, 1, 2), activation=name)
+    elif options.what == "bias":
+        ax = plot.bias_effect(options.b or (-8, 0, 8), weight=(options.w or [5])[0], activation=name)
+    else:
+        ax = plot.network(*_network_and_x(options))
+    with replacing(path) as file:
+        ax.figure.savefig(file, format=path.suffix[1:].lower(), dpi=options.dpi)
+    print(f"wrote {path}")
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -2,9 +2,11 @@
 
 import importlib.resources
 import importlib.util
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,8 +116,19 @@ def _pictures(folder: Path) -> Iterator[str]:
     from nnfwd import plot
 
     net, x = tutorial()
+    trained, images, _ = digits()
+    pictures: dict[str, Callable[[], Any]] = {
+        "activation": plot.activation,
+        "activations": plot.activations,
+        "node": lambda: plot.node(x, [0.2, 0.2, 0.2], 0.8),
+        "weight": plot.weight_effect,
+        "bias": plot.bias_effect,
+        "network": lambda: plot.network(net, x),
+        "digits": lambda: plot.network(trained[1:], images[0] / 16),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    for extension in ("png", "svg"):
-        path = folder / f"network.{extension}"
-        plot.network(net, x).figure.savefig(path, dpi=160)
-        yield f"Wrote {path}, the network with its numbers"
+    for name, draw in pictures.items():
+        figure = draw().figure
+        for extension in ("png", "svg"):
+            figure.savefig(folder / f"{name}.{extension}", dpi=160)
+    yield f"Pictures, each as PNG and SVG, in {folder}{os.sep}: {', '.join(pictures)}"

@@ -147,4 +147,5 @@ def test_demo(tmp_path):
     assert "inside" in done.stdout
     if "matplotlib" in done.stdout:
         return
-    assert sorted(os.listdir(tmp_path / "pictures")) == ["network.png", "network.svg"]
+    names = ("activation", "activations", "bias", "digits", "network", "node", "weight")
+    assert sorted(os.listdir(tmp_path / "pictures")) == sorted(f"{n}.{e}" for n in names for e in ("png", "svg"))

@@ -141,7 +141,7 @@ def test_csv_with_names(tmp_path):
         ("x.npz", b"no", "not a valid .npz"),
         ("x.csv", b"a,b\n1,x\n", "not a valid .csv"),
         ("x.csv", b"a,b\n1,2\n1\n", "not a valid .csv"),
-        ("x.txt", b"", "no data format .txt: use .npy, .npz, .csv"),
+        ("x.txt", b"", "no format .txt here: use .npy, .npz, .csv"),
     ],
 )
 def test_damaged_data(name, content, match, tmp_path):

@@ -1,8 +1,8 @@
 """Inputs and outputs as files: `.npy`, `.npz` and `.csv`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -12,11 +12,16 @@ from nnfwd.io.files import replacing
 
 def check_output(path: Path, *, source: Path, force: bool) -> None:
     """Raises `DataFileError` unless a result may be written to `path`: before anything is computed."""
-    _format(path, _WRITERS)
-    if not path.parent.is_dir():
-        raise DataFileError(f"{path}: the folder {path.parent} does not exist")
     if path.exists() and path.samefile(source):
         raise DataFileError(f"{path} is the input: choose another name for the output")
+    check_new(path, _WRITERS, force=force)
+
+
+def check_new(path: Path, formats: Iterable[str], *, force: bool) -> None:
+    """Raises `DataFileError` unless a file of one of these formats may be written to `path`."""
+    _known(path, formats)
+    if not path.parent.is_dir():
+        raise DataFileError(f"{path}: the folder {path.parent} does not exist")
     if path.exists() and not force:
         raise DataFileError(f"{path} exists: choose another name, or replace it with --force")
 
@@ -31,7 +36,7 @@ def read_array(path: Path, /) -> tuple[np.ndarray, bool]:
         DataFileError: for an unknown format or a damaged file.
         FileNotFoundError, PermissionError: as `open`.
     """
-    read = _format(path, _READERS)
+    read = _READERS[_known(path, _READERS)]
     try:
         return read(path), path.suffix.lower() != ".csv"
     except (FileNotFoundError, PermissionError, IsADirectoryError, DataFileError):
@@ -42,19 +47,19 @@ def read_array(path: Path, /) -> tuple[np.ndarray, bool]:
 
 def write_array(path: Path, y: np.ndarray, /) -> None:
     """Writes an array in the format of the extension, as a whole or not at all; in `.npz` it is called y."""
-    write = _format(path, _WRITERS)
+    write = _WRITERS[_known(path, _WRITERS)]
     if path.suffix.lower() == ".csv" and y.ndim > 2:
         raise DataFileError(f"{path}: a .csv has two dimensions and the result is {y.shape}: write .npy")
     with replacing(path) as file:
         write(file, y)
 
 
-def _format(path: Path, formats: dict[str, Any]) -> Any:
-    try:
-        return formats[path.suffix.lower()]
-    except KeyError:
-        known = ", ".join(formats)
-        raise DataFileError(f"{path}: no data format {path.suffix or 'without an extension'}: use {known}") from None
+def _known(path: Path, formats: Iterable[str]) -> str:
+    extension = path.suffix.lower()
+    if extension not in formats:
+        given = extension or "without an extension"
+        raise DataFileError(f"{path}: no format {given} here: use {', '.join(formats)}")
+    return extension
 
 
 def _read_npz(path: Path) -> np.ndarray:

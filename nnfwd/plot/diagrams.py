@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnfwd.errors import BackendError, ShapeError
+from nnfwd.errors import ShapeError
 from nnfwd.forward import trace
 from nnfwd.layers import Dense, Layer, to_numpy
 from nnfwd.network import Network
+from nnfwd.plot.axes import NEGATIVE, POSITIVE, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POSITIVE, NEGATIVE = "#0072b2", "#d55e00"  # of Okabe and Ito's colours for every kind of eye
 SHOWN = 12  # nodes of a wide layer that are drawn, half at the top and half at the bottom
 LABELLED = 40  # edges up to which each carries its weight
 
@@ -47,7 +47,7 @@ def network(net: Network, x: Any = None, /, *, ax: "Axes | None" = None) -> "Axe
             column.values = to_numpy(values).astype("float64")
     if ax is None:
         rows = max(len(column.shown) for column in columns)
-        ax = _axes(2.3 * len(columns) + 0.6, max(2.6, 0.62 * rows + 1.2))
+        ax = new_axes(2.3 * len(columns) + 0.6, max(2.6, 0.62 * rows + 1.2))
     for position, column in enumerate(columns):
         column.x = float(position) * 2.6
     edges = sum(len(a.shown) * len(b.shown) for a, b in itertools.pairwise(columns))
@@ -61,17 +61,6 @@ def network(net: Network, x: Any = None, /, *, ax: "Axes | None" = None) -> "Axe
     ax.set_aspect("equal")
     ax.axis("off")
     return ax
-
-
-def _axes(width: float, height: float) -> "Axes":
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise BackendError("matplotlib is not installed: pip install 'nnfwd[plot]'") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # a figure of its own: pyplot's state is not touched
-    return figure.add_subplot()
 
 
 class _Column:
@@ -166,3 +155,60 @@ def _number(value: float) -> str:
     if value == 0 or 1 <= abs(value) < 1e4:
         return f"{value:.4g}"
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1 else f"{value:.0e}"
+
+
+def node(x: Any, w: Any, b: float = 0.0, /, *, activation: Any = "sigmoid", ax: "Axes | None" = None) -> "Axes":
+    """One node: its inputs on weighted edges, their sum z, the activation and the output h, with the numbers.
+
+    Args:
+        x: the inputs `(in,)`.
+        w: their weights `(in,)`.
+        b: the bias.
+        activation: a name, an `activations.Function` or a callable `f(x, /, *, xp)`.
+        ax: where to draw; by default a new figure's.
+
+    Raises:
+        ShapeError: where x and w differ in length.
+    """
+    from matplotlib.patches import Circle, FancyArrowPatch
+
+    net = Network([Dense([list(w)], [b], activation)])
+    t = trace(net, list(x))
+    z, h = float(t.z[0][0]), float(t.y[0])
+    inputs, weights = [float(v) for v in x], [float(v) for v in w]
+    n = len(inputs)
+    ax = ax or new_axes(7.4, max(2.6, 0.75 * (n + 1) + 0.8))
+    slots = [(n / 2 - i) for i in range(n + 1)]  # the inputs, and below them the 1 that carries the bias
+    largest = max(*map(abs, weights), abs(b)) or 1.0
+    for i, y in enumerate(slots):
+        bias = i == n
+        size = b if bias else weights[i]
+        colour = POSITIVE if size >= 0 else NEGATIVE
+        style = "-" if size >= 0 else (0, (4, 2))
+        ax.plot([0.4, 3.0], [y, 0], color=colour, linestyle=style, linewidth=0.8 + 2.5 * abs(size) / largest, zorder=1)
+        at = (0.4 + 0.42 * 2.6, y * (1 - 0.42))
+        box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
+        label = f"b = {b:.4g}" if bias else f"w = {size:.4g}"
+        ax.text(*at, label, color=colour, fontsize=9, ha="center", va="center", bbox=box, zorder=2)
+        edge = "#888888" if bias else "#333333"
+        ax.add_patch(Circle((0, y), 0.38, facecolor="white", edgecolor=edge, linewidth=1.2, zorder=3))
+        ax.text(0, y, "1" if bias else f"{inputs[i]:.4g}", fontsize=10, ha="center", va="center", zorder=4)
+        ax.text(-0.55, y, "" if bias else f"x{_small_digits(i + 1)}", fontsize=9, ha="right", va="center")
+    ax.add_patch(Circle((3.5, 0), 0.62, facecolor="#f2f2f2", edgecolor="#333333", linewidth=1.4, zorder=3))
+    ax.text(3.5, 0, "Σ", fontsize=17, ha="center", va="center", zorder=4)
+    ax.text(3.5, -0.78, f"z = {z:.8g}", fontsize=10, ha="center", va="top")
+    ax.add_patch(Circle((5.9, 0), 0.62, facecolor="#f2f2f2", edgecolor="#333333", linewidth=1.4, zorder=3))
+    ax.text(5.9, 0, "f", fontsize=15, style="italic", ha="center", va="center", zorder=4)
+    ax.text(5.9, -0.78, repr(net[0].activation), fontsize=10, ha="center", va="top")
+    for start, end in ((4.12, 5.28), (6.52, 7.4)):
+        ax.add_patch(FancyArrowPatch((start, 0), (end, 0), arrowstyle="-|>", mutation_scale=14, color="#333333"))
+    ax.text(7.5, 0, f"h = {h:.8g}", fontsize=11, ha="left", va="center", weight="bold")
+    ax.set_xlim(-1.1, 9.4)
+    ax.set_ylim(min(slots[-1] - 0.6, -1.3), max(slots[0] + 0.6, 1.0))
+    ax.set_aspect("equal")
+    ax.axis("off")
+    return ax
+
+
+def _small_digits(number: int) -> str:
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
