@@ -36,6 +36,21 @@ def test_the_demo_prints_what_it_says():
     assert shown[: shown.index("") + 6] == printed[: printed.index("") + 6]
 
 
+def test_the_explanation_is_what_is_printed():
+    from networks import tutorial
+
+    from nnfwd.explain import explain
+
+    shown = re.search(r"```\n(Layer 1.*?)```", README, re.DOTALL).group(1)
+    assert shown.strip() in explain(*tutorial())
+
+
+def test_pictures_and_files_exist():
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    assert links
+    assert all((ROOT / link).exists() for link in links)
+
+
 def test_every_activation_is_listed():
     listed = README[README.index("- Activations:") : README.index("any callable")]
     assert all(re.search(rf"\b{name}\b", listed) for name in nnfwd.activations.names())

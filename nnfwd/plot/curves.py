@@ -52,7 +52,7 @@ def activations(*, ax: "Axes | None" = None) -> "Axes":
     softmax and log_softmax are drawn for the first of two classes, of which the second has x = 0. Small pictures in
     `ax`, one an activation: `ax.child_axes`.
     """
-    columns = 5
+    columns = 4
     rows: list[tuple[str, tuple[str, ...]]] = []
     for title, names in RANGES.items():
         for start in range(0, len(names), columns):
@@ -61,7 +61,7 @@ def activations(*, ax: "Axes | None" = None) -> "Axes":
     ax.axis("off")
     for i, (title, names) in enumerate(rows):
         bottom = 1 - (i + 1) / len(rows)
-        ax.text(-0.035, bottom + 0.42 / len(rows), title, rotation=90, ha="center", va="center", weight="bold")
+        ax.text(-0.062, bottom + 0.42 / len(rows), title, rotation=90, ha="center", va="center", weight="bold")
         for j, name in enumerate(names):
             box = (j / columns, bottom + 0.12 / len(rows), 0.82 / columns, 0.68 / len(rows))
             _small(ax.inset_axes(box), name, first=(i, j) == (0, 0))
@@ -78,7 +78,7 @@ def _small(ax: "Axes", name: str, *, first: bool) -> None:
     ax.plot(GRID, values, color=COLOURS[0], linewidth=1.7, label="f(x)")
     settings = ", ".join(f"{value:.3g}" for value in function.parameters.values())
     ax.set_title(f"{name}({settings})" if settings else name, fontsize=8.5)
-    low, high = max(values.min(), -4.0), min(values.max(), 4.0)
+    low, high = max(values.min(), -4.0), values.max() if values.max() <= 6 else 4.0
     low, high = min(low, np.nanmin(slope), -0.2), max(high, min(np.nanmax(slope), 4.0), 1.2)
     ax.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     ax.set_xlim(-8, 8)
