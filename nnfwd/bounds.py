@@ -217,30 +217,34 @@ def _dense(
     z = _sum(terms, m)
     if any(map(math.isinf, e)):
         return z, math.inf
-    if not _finite(z):  # NaN or infinity came in; else the reference itself overflowed
-        return z, math.inf if all(map(math.isfinite, (*sizes, *w, b))) else 0.0
     absolute = [abs(v) for v in w]
-    total = _total(absolute[j] * (sizes[j] + e[j]) for j in range(n)) + abs(b)  # A
-    if not math.isfinite(total):
-        return z, math.inf
-    carried = _total(absolute[j] * e[j] for j in range(n))
-    own = 0.0 if m is not FLOATS else 2.0**-51 * total  # the reference's own sum
-    if carried == 0 and _no_rounding(w, h, b, total, e, arith):
-        return z, 0.0
+    finite = [j for j in range(n) if math.isfinite(sizes[j]) and math.isfinite(absolute[j])]
+    total = _total(absolute[j] * (sizes[j] + e[j]) for j in finite) + (abs(b) if math.isfinite(b) else 0.0)  # A
+    carried = _total(absolute[j] * e[j] for j in finite)
+    exactly = carried == 0 and len(finite) == n and math.isfinite(b) and _no_rounding(w, h, b, total, e, arith)
     k = (n + 1) * (arith.u if arith.u_acc is None else arith.u_acc)
     k = k / (1 - k) if k < 0.5 else k
     c = math.expm1(2 * math.log1p(arith.u_in) + math.log1p(k) + 2 * math.log1p(arith.u_out))
+    small = arith.smallest_normal
     if arith.flushes:
-        small = arith.smallest_normal
         lost = small * (
             2 * (n + 1)
-            + _total(sizes[j] + e[j] for j in range(n) if 0 < absolute[j] < small)
-            + _total(absolute[j] for j in range(n) if sizes[j] < small + e[j])
+            + _total(sizes[j] + e[j] for j in finite if 0 < absolute[j] < small)
+            + _total(absolute[j] for j in finite if sizes[j] < small + e[j])
         )
     else:
         lost = n * arith.smallest / 2
+    if exactly and total < arith.largest:
+        return z, 0.0
     if not (1 + c) * total + lost < arith.largest:
         return z, math.inf
+    if not _finite(z):
+        # NaN or infinity came in, and the finite terms cannot overflow: the class is sure unless a factor of an infinity
+        # may be computed as 0.
+        beside = [j for j in range(n) if math.isinf(sizes[j]) != math.isinf(absolute[j])]
+        vanishing = any(0 < min(absolute[j], sizes[j]) < small or e[j] for j in beside)
+        return z, math.inf if vanishing or (len(finite) == n and math.isfinite(b)) else 0.0
+    own = 0.0 if m is not FLOATS else 2.0**-51 * total  # the reference's own sum
     return z, (carried + c * total + (1 + c) * lost + own) * _SLACK
 
 
@@ -265,7 +269,7 @@ def _no_rounding(w: list[float], h: list[Any], b: float, total: float, e: list[f
     if b:
         grains.append(_lowbit(b))
     grain = min(grains, default=1.0)
-    return grain >= arith.quantum and total <= grain / arith.u
+    return math.isfinite(grain) and grain >= arith.quantum and total <= grain / arith.u
 
 
 def _lowbit(value: float) -> float:
@@ -370,7 +374,7 @@ def _propagate(
         reached += [m.number(0), m.number(p[0])]
     moved = max((abs(float(r - value)) for r in reached), default=0.0)
     size, far = abs(float(value)), abs(float(t)) + wide
-    r = 1.01 * arith.u * _RELATIVE[name](max(float(t) - wide, -1e8), arith.ulp, p)
+    r = 1.01 * arith.u * _RELATIVE[name](min(max(float(t) - wide, -1e8), 1e8), arith.ulp, p)
     error = moved + math.expm1(min(r, 700.0)) * (size + moved)
     if name in ("hard_sigmoid", "hard_silu"):
         error += _clipped(name, float(t), wide, p, arith)
