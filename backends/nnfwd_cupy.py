@@ -45,7 +45,7 @@ def to_numpy(x: Any, /) -> np.ndarray:
 
 @contextlib.contextmanager
 def scope(precision: str, x: Any, /) -> Iterator[None]:
-    if precision == "highest" and int(os.environ.get("CUPY_TF32", "0")):
+    if precision == "highest" and x.dtype == "float32" and int(os.environ.get("CUPY_TF32", "0")):
         raise BackendError(
             'precision="highest" was asked for and CUPY_TF32 is set: unset it before starting, '
             'or ask for precision="high"'

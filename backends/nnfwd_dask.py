@@ -15,6 +15,7 @@ import numpy as np
 from nnfwd import backend
 from nnfwd.bounds import Arithmetic
 from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
+from nnfwd.placement import dtype_name
 
 __all__ = ["apply", "arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
 
@@ -47,7 +48,8 @@ def apply(forward: Callable[..., Any], layers: Any, x: da.Array, /) -> da.Array:
         raise ShapeError(f"x has {x.numblocks[-1]} chunks along its features: write x.rechunk({{-1: -1}}) first")
     # The pass over no rows gives the type, dtype and shape of a block, and refuses what a worker would refuse.
     try:
-        meta = forward(np.zeros_like(x._meta, shape=(0,) * (x.ndim - 1) + x.shape[-1:]), layers)
+        none = np.zeros((0,) * (x.ndim - 1) + x.shape[-1:])
+        meta = forward(backend.of(x._meta).place(none, dtype=dtype_name(x.dtype), like=x._meta), layers)
     except ArrayError as error:
         raise ArrayError(f"{error} (x is a dask array of them)") from None
     lead = x.ndim - 1

@@ -1,8 +1,8 @@
 """JAX, on a CPU, a GPU or a TPU; inside the caller's own jit, grad and vmap as well.
 
-Known to differ: subnormal numbers become 0; a float32 product uses TF32 on recent GPUs unless told otherwise, which
-`scope` does; float64 exists only with x64 enabled, and is refused otherwise, never narrowed. Networks placed on JAX are
-pytrees.
+Known to differ: subnormal numbers become 0 (not in float16); a float32 product uses TF32 on recent GPUs unless told
+otherwise, which `scope` does; float64 exists only with x64 enabled, and is refused otherwise, never narrowed. Networks
+placed on JAX are pytrees.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as xp
 import numpy as np
 
-from nnfwd import Activation, Dense, Network, Scale
+from nnfwd import Activation, Dense, Network, Scale, Trace
 from nnfwd.bounds import Arithmetic, product_roundoff
 from nnfwd.errors import DtypeError
 
@@ -21,6 +21,7 @@ __all__ = ["arithmetic", "compile", "devices", "place", "scope", "to_numpy", "xp
 
 for _cls in (Dense, Scale, Activation, Network):
     jax.tree_util.register_pytree_node_class(_cls)
+jax.tree_util.register_dataclass(Trace, data_fields=["x", "z", "h"], meta_fields=[])
 
 
 def _by_name() -> dict[str, Any]:
@@ -49,7 +50,7 @@ def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> jax
 
 
 def to_numpy(x: Any, /) -> np.ndarray:
-    return np.asarray(x)
+    return np.asarray(x.astype("float32") if x.dtype == "bfloat16" else x)
 
 
 def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:
@@ -59,15 +60,16 @@ def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:
 
 
 def compile(forward: Callable[..., jax.Array], layers: Any, /) -> Callable[[jax.Array], jax.Array]:
-    run = jax.jit(forward)
-    return lambda x: run(layers, x)
+    leaves, structure = jax.tree.flatten(layers)  # once: a call then passes a flat list
+    run = jax.jit(lambda leaves, x: forward(jax.tree.unflatten(structure, leaves), x))
+    return lambda x: run(leaves, x)
 
 
 def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
     products = product_roundoff(dtype, precision)
     if dtype in ("float16", "bfloat16"):
         products = {"u_acc": 2.0**-24}  # summed in float32
-    return Arithmetic(dtype, flushes=True, ulp=ULP[dtype], **products)
+    return Arithmetic(dtype, flushes=dtype != "float16", ulp=ULP[dtype], **products)
 
 
 # Largest error of XLA's functions on a CPU in units in the last place, as tests/test_ulp.py measures them.

@@ -17,7 +17,7 @@ import torch
 from nnfwd.bounds import Arithmetic, product_roundoff
 from nnfwd.errors import BackendError
 
-__all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
+__all__ = ["arithmetic", "devices", "keeps", "place", "scope", "to_numpy", "xp"]
 
 
 # array-api-compat asks for the result type of a tensor and a scalar, which breaks the graph under torch.compile. Not
@@ -46,8 +46,13 @@ def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> tor
         return a.to(device=device, dtype=getattr(torch, dtype))
     # A weight first placed in inference mode would be refused by autograd ever after.
     with torch.inference_mode(False):
-        tensor = torch.as_tensor(a) if torch.compiler.is_compiling() else torch.tensor(a)
-        return tensor.to(device=device, dtype=getattr(torch, dtype))
+        if torch.compiler.is_compiling():
+            return torch.as_tensor(a).to(device=device, dtype=getattr(torch, dtype))
+        return torch.tensor(a, device=device, dtype=getattr(torch, dtype))
+
+
+def keeps(a: Any, /) -> bool:
+    return type(a) is torch.Tensor  # not a tensor of torch.export or functorch, which is dead after the trace
 
 
 def to_numpy(x: Any, /) -> np.ndarray:
@@ -56,21 +61,21 @@ def to_numpy(x: Any, /) -> np.ndarray:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _setting() -> str:
-    """The loosest precision that the process-wide settings allow for float32 products, or the name of autocast."""
-    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+def _setting(device: str) -> str:
+    """The loosest precision that the process-wide settings allow for float32 products there, or `"autocast"`."""
+    if torch.is_autocast_enabled(device):
         return "autocast"
-    found = {torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision}
-    return "medium" if "bf16" in found else "high" if "tf32" in found else "highest"
+    matmul = torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul
+    return {"bf16": "medium", "tf32": "high"}.get(matmul.fp32_precision, "highest")
 
 
 @contextlib.contextmanager
-def scope(precision: str, x: Any, /) -> Iterator[None]:
+def scope(precision: str, x: torch.Tensor, /) -> Iterator[None]:
     allowed = {"highest": ("highest",), "high": ("highest", "high"), "medium": ("highest", "high", "medium")}[precision]
-    setting = _setting()
+    setting = _setting(x.device.type)
     if setting == "autocast":
         raise BackendError("torch.autocast would change the dtype of the products: leave it for this call")
-    if setting not in allowed:
+    if setting not in allowed and x.dtype == torch.float32:
         raise BackendError(
             f'precision="{precision}" was asked for and torch is set to "{setting}": '
             f'call torch.set_float32_matmul_precision("{precision}"), or ask for precision="{setting}"'
@@ -83,7 +88,7 @@ def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
     if dtype in ("float16", "bfloat16"):
         products = {"u_acc": 2.0**-24}  # summed in float32
     # The dot product instructions of x86 for bfloat16 (VDPBF16PS) flush subnormals, whatever the processor's mode.
-    return Arithmetic(dtype, flushes=dtype == "bfloat16", ulp=ULP[dtype], **products)
+    return Arithmetic(dtype, flushes=dtype == "bfloat16" or precision == "medium", ulp=ULP[dtype], **products)
 
 
 # Largest error of PyTorch's functions on a CPU in units in the last place, as tests/test_ulp.py measures them.

@@ -13,7 +13,7 @@ from nnfwd.layers import Activation, Dense, Scale
 from nnfwd.network import Network
 
 if TYPE_CHECKING:
-    from nnfwd.io import load, save
+    from nnfwd.io import Limits, load, save
     from nnfwd.reference import looped_feed_forward
 
 __version__ = "0.1.0"
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Activation",
     "Dense",
+    "Limits",
     "Network",
     "Scale",
     "Trace",
@@ -34,17 +35,20 @@ __all__ = [
     "trace",
 ]
 
-_LAZY = {"load": "nnfwd.io", "save": "nnfwd.io", "looped_feed_forward": "nnfwd.reference"}
+_LAZY = {"Limits": "nnfwd.io", "load": "nnfwd.io", "save": "nnfwd.io", "looped_feed_forward": "nnfwd.reference"}
+_MODULES = ("bounds", "demo", "explain", "io", "plot", "reference")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'nnfwd' has no attribute {name!r}")
     import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(f"nnfwd.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'nnfwd' has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*__all__, *_MODULES})

@@ -9,6 +9,7 @@ The formulas are those that survive: exact limits at -inf and +inf, NaN kept, no
 Constants are Python scalars, so they never change a dtype or a device.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -18,10 +19,11 @@ from array_api_compat import array_namespace
 
 from nnfwd.backend import Array
 from nnfwd.erfc import erfc
-from nnfwd.errors import DtypeError, UnknownNameError
-from nnfwd.placement import parameter
+from nnfwd.errors import ArrayError, DtypeError, UnknownNameError
+from nnfwd.placement import nearest, parameter
 
 Formula = Callable[..., Array]
+_NOTHING: Any = object()
 
 
 class Function:
@@ -30,13 +32,22 @@ class Function:
     Parameters are Python scalars or arrays of shape `(features,)`.
     """
 
-    __slots__ = ("__weakref__", "_parameters", "formula", "name")
+    __slots__ = ("__weakref__", "_array_names", "_parameters", "formula", "name")
     name: str
     formula: Formula
     _parameters: dict[str, Any]
+    _array_names: tuple[str, ...]  # fixed here: a library may later put anything in an array's place
 
-    def __init__(self, name: str, formula: Formula, parameters: Mapping[str, Any]) -> None:
-        for key, value in (("name", name), ("formula", formula), ("_parameters", dict(parameters))):
+    def __init__(
+        self, name: str, formula: Formula, parameters: Mapping[str, Any], array_names: tuple[str, ...] = ()
+    ) -> None:
+        values = (
+            ("name", name),
+            ("formula", formula),
+            ("_parameters", dict(parameters)),
+            ("_array_names", array_names),
+        )
+        for key, value in values:
             object.__setattr__(self, key, value)
 
     @property
@@ -50,9 +61,9 @@ class Function:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"the activation {self.name} is immutable: make another one")
 
-    def __call__(self, x: Array = None, /, *, xp: Any = None, **parameters: Any) -> Any:
+    def __call__(self, x: Any = _NOTHING, /, *, xp: Any = None, **parameters: Any) -> Any:
         """The activation of x, of x's shape and dtype; without x, the function with those parameters."""
-        if x is None:
+        if x is _NOTHING:
             return self._with(parameters)
         if parameters:
             self = self._with(parameters)
@@ -60,8 +71,15 @@ class Function:
         return self.compute(x, array_namespace(x) if xp is None else xp)
 
     def compute(self, x: Array, xp: Any) -> Array:
-        """The activation of x in the namespace xp, every parameter being given."""
-        return self.formula(x, xp=xp, **self._parameters)
+        """The activation of x in the namespace xp, every parameter being given.
+
+        Raises `ArrayError` where a callable of the caller's changes the shape, the dtype or the library.
+        """
+        h = self.formula(x, xp=xp, **self._parameters)
+        if not self.is_named and (h.shape, h.dtype) != (x.shape, x.dtype):
+            given = f"{type(h).__name__} {tuple(h.shape)} {h.dtype}"
+            raise ArrayError(f"the activation {self.name} made {given} of {tuple(x.shape)} {x.dtype}: keep both")
+        return h
 
     def _with(self, parameters: Mapping[str, Any]) -> "Function":
         bound = dict(self._parameters)
@@ -69,7 +87,8 @@ class Function:
             if key not in bound:
                 raise UnknownNameError(f"parameter of {self.name}", key, bound or ["none"])
             bound[key] = parameter(value, f"{self.name}.{key}")
-        return Function(self.name, self.formula, bound)
+        arrays = tuple(k for k, v in bound.items() if not (v is None or isinstance(v, float)))
+        return Function(self.name, self.formula, bound, arrays)
 
     def _complete(self) -> Self:
         missing = [key for key, value in self._parameters.items() if value is None]
@@ -80,17 +99,25 @@ class Function:
     @property
     def arrays(self) -> dict[str, Array]:
         """The parameters that are arrays, by name."""
-        return {key: value for key, value in self._parameters.items() if not isinstance(value, float)}
+        return {key: self._parameters[key] for key in self._array_names}
 
     def with_arrays(self, arrays: Mapping[str, Array]) -> "Function":
         """The same function with other arrays; nothing is checked."""
-        return Function(self.name, self.formula, {**self._parameters, **arrays}) if arrays else self
+        return Function(self.name, self.formula, {**self._parameters, **arrays}, self._array_names) if arrays else self
+
+    def rounded(self, dtype: str) -> "Function":
+        """The same function with its scalars rounded to a dtype, so that no library rounds them in a way of its own."""
+        scalars = {k: v for k, v in self._parameters.items() if k not in self._array_names}
+        if not scalars:
+            return self
+        near = {k: nearest(v, dtype) for k, v in scalars.items()}
+        return Function(self.name, self.formula, {**self._parameters, **near}, self._array_names)
 
     @property
     def structure(self) -> tuple[Any, ...]:
         """What it is without its arrays: hashable, and equal for equal functions."""
-        scalars = tuple((k, v if isinstance(v, float) else None) for k, v in self._parameters.items())
-        return (self.name, self.formula, scalars)
+        scalars = tuple((k, None if k in self._array_names else v) for k, v in self._parameters.items())
+        return (self.name, self.formula, scalars, self._array_names)
 
     @property
     def is_named(self) -> bool:
@@ -99,8 +126,8 @@ class Function:
         return known is not None and known.formula is self.formula
 
     def __repr__(self) -> str:
-        shown = (f"{k}={v!r}" if isinstance(v, float) else f"{k}=array{v.shape}" for k, v in self._parameters.items())
-        inside = ", ".join(shown)
+        values = (f"{k}={shown(v)}" for k, v in self._parameters.items() if v is not None)
+        inside = ", ".join(values)
         return f"{self.name}({inside})" if inside else self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,18 +158,37 @@ def _activation(*aliases: str, **defaults: float | None) -> Callable[[Formula], 
     return register
 
 
-def get(activation: "str | Function | Formula", /) -> Function:
+def get(activation: "str | Function | Formula | None", /) -> Function:
     """The activation of a name, an alias, a `Function`, or a callable `f(x, /, *, xp)`.
 
     Raises `UnknownNameError` with the nearest name, `DtypeError` where a parameter without a default is not given.
     """
+    if activation is None:
+        return identity
     if isinstance(activation, Function):
         return activation._complete()
     if isinstance(activation, str):
         return named(activation)._complete()
     if not callable(activation):
         raise UnknownNameError("activation", activation, _names)
-    return Function(getattr(activation, "__name__", type(activation).__name__), activation, {})
+    name = getattr(activation, "__name__", type(activation).__name__)
+    if not _takes_xp(activation):
+        raise ArrayError(f"the activation {name} takes no xp: write def {name}(x, /, *, xp), with functions of xp")
+    return Function(name, activation, {})
+
+
+def _takes_xp(f: Formula) -> bool:
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except ValueError:  # a function of a library, as NumPy's
+        return False
+    return any(p.kind is p.VAR_KEYWORD or (p.name == "xp" and p.kind is not p.POSITIONAL_ONLY) for p in parameters)
+
+
+def __getattr__(name: str) -> Function:  # the aliases: activations.swish
+    if name in _names:
+        return _registry[_names[name]]
+    raise AttributeError(f"module 'nnfwd.activations' has no attribute {name!r}")
 
 
 def named(name: str, /) -> Function:
@@ -150,6 +196,12 @@ def named(name: str, /) -> Function:
     if name.lower() not in _names:
         raise UnknownNameError("activation", name, _names)
     return _registry[_names[name.lower()]]
+
+
+def shown(value: Any, /) -> str:
+    """A parameter as it is printed: a number, or the shape of an array."""
+    shape = getattr(value, "shape", None)
+    return repr(value) if shape is None else f"array{tuple(shape)}"
 
 
 def names() -> tuple[str, ...]:
@@ -170,7 +222,8 @@ def identity(x: Array, /, *, xp: Any) -> Array:
 
 @_activation("rectified")
 def relu(x: Array, /, *, xp: Any) -> Array:
-    """max(x, 0)"""  # not where(x > 0, x, 0), which swallows NaN, nor x * (x > 0), NaN at -inf
+    """max(x, 0). Its gradient at 0 is 1/2, shared as in every maximum."""
+    # Not where(x > 0, x, 0), which swallows NaN, nor x * (x > 0), which is NaN at -inf.
     return xp.maximum(x, 0.0)
 
 
@@ -309,7 +362,8 @@ def gelu_tanh(x: Array, /, *, xp: Any) -> Array:
     """x/2 * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))"""
     c = _finite(x, xp)
     k = 2 * math.sqrt(2 / math.pi)
-    return c * sigmoid.formula(x * (k + (k * 0.044715) * (x * x)), xp=xp)
+    g = xp.minimum(xp.maximum(x, -30.0), 30.0)  # beyond, the gate is 0 or 1, and x * x would overflow
+    return c * sigmoid.formula(g * (k + (k * 0.044715) * (g * g)), xp=xp)
 
 
 @_activation("exponential")

@@ -10,6 +10,7 @@ Three things a backend *may* have besides; without them the plain pass runs:
                                                      `forward(x, layers)` is the whole public call
     compile(forward, layers, /)                      a callable of x that executes `forward(layers, x)`, the plain pass
                                                      in its scope, well (JAX: `jax.jit`); the layers are placed already
+    keeps(a, /)                                      whether a placed weight may be kept for later calls
     arithmetic(dtype, /, *, precision)               how the library rounds, a `nnfwd.bounds.Arithmetic`
 """
 
@@ -35,7 +36,7 @@ class Backend(Protocol):
     """What a module `nnfwd_<library>` provides."""
 
     xp: Any
-    """The library's Array API namespace."""
+    """The library's Array API namespace, with `__array_namespace_info__`."""
 
     def devices(self) -> tuple[str, ...]:
         """The devices usable here and now, as strings (`"cpu"`, `"cuda:0"`); `()` when there is none."""
@@ -47,7 +48,10 @@ class Backend(Protocol):
         """
 
     def to_numpy(self, x: Array, /) -> np.ndarray:
-        """The array as a NumPy array in host memory, complete: nothing is still being computed."""
+        """The array as a NumPy array in host memory, complete: nothing is still being computed.
+
+        bfloat16, which NumPy has not, comes as float32.
+        """
 
     def scope(self, precision: str, x: Array, /) -> contextlib.AbstractContextManager[Any]:
         """A context around every pass on x: the library multiplies with `precision`, and computes where x is."""
@@ -89,7 +93,7 @@ def _search(x: Array, what: str) -> Backend:
     try:
         namespace = array_namespace(x)
     except TypeError:
-        write = next((f": write {what}.{m}" for m in ("to_numpy()", "data") if hasattr(x, m.strip("()"))), "")
+        write = next((f": write {what}.{m}" for m in ("data", "to_numpy()") if hasattr(x, m.strip("()"))), "")
         raise ArrayError(
             f"{what} is a {kind.__module__}.{kind.__name__}, not an array or a nested list of numbers{write}"
         ) from None
@@ -113,7 +117,11 @@ def load(backend: str | types.ModuleType, /) -> Backend:
     else:
         raise UnknownNameError("backend", backend, _names())
     found = _load(name)
-    if not found.devices():
+    try:
+        usable = found.devices()
+    except Exception as error:  # a driver or a setting may fail in any way, and it is the user's to mend
+        raise BackendError(f"{name} is installed but broken: {_line(error)}") from error
+    if not usable:
         raise BackendError(f"{name} is installed but finds no usable device here: choose another backend")
     return found
 
@@ -122,13 +130,17 @@ def _load(name: str) -> Backend:
     if not name.isidentifier() or importlib.util.find_spec(PREFIX + name) is None:
         raise UnknownNameError("backend", name, _names())
     try:
-        return importlib.import_module(PREFIX + name)
+        module = importlib.import_module(PREFIX + name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise BackendError(f"{name} is installed but broken: {error}") from error
         raise BackendError(f"{name} is not installed: {_install(name)}") from None
     except Exception as error:  # a library may fail to import in any way, and it is the user's to mend
         raise BackendError(f"{name} is installed but broken: {_line(error)}") from error
+    lacking = [part for part in ("xp", "devices", "place", "to_numpy", "scope") if not hasattr(module, part)]
+    if lacking:
+        raise BackendError(f"the module {PREFIX}{name} is no backend: it has no {', '.join(lacking)}")
+    return module
 
 
 class _Standard:
@@ -188,7 +200,8 @@ def _info(name: str, *, probe: bool) -> BackendInfo:
     try:
         found = _load(name).devices()
     except Exception as error:  # probing must answer for every library, whatever it raises
-        return BackendInfo(name, version, (), _line(error).removeprefix(f"{name} is installed but "))
+        why = _line(error).removeprefix(f"{name} is installed but ").removeprefix("broken: ")
+        return BackendInfo(name, version, (), f"broken: {why}")
     return BackendInfo(name, version, found, "usable" if found else "installed, no device")
 
 
@@ -205,7 +218,9 @@ def _extra(name: str) -> list[str]:
     """Distributions that nnfwd's extra of this name asks for (CuPy has a distribution per CUDA version)."""
     import importlib.metadata
 
-    needs = importlib.metadata.requires("nnfwd") or []
+    needs: list[str] = []
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from its sources, not installed
+        needs = importlib.metadata.requires("nnfwd") or []
     return [
         re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in needs if re.search(rf"extra == ['\"]{name}['\"]", need)
     ]

@@ -30,7 +30,7 @@ import numpy as np
 from nnfwd.errors import ArrayError
 from nnfwd.layers import Chain, Dense, Layer, Scale, to_numpy
 from nnfwd.placement import accept
-from nnfwd.reference import FLOATS, VECTOR, activate, digits, each, member, nested, scalar_form
+from nnfwd.reference import FLOATS, VECTOR, activate, digits, each, is_vector, member, nested, scalar_form
 
 _FORMATS = {
     "float16": (11, -14, 15),
@@ -159,7 +159,7 @@ def bounded_feed_forward(x: Any, layers: Any, /, *, arithmetic: Arithmetic) -> B
     members = [chain.layers] if chain.members is None else [tuple(member(chain, i)) for i in range(chain.members)]
     exact, error = [], []
     for each_member in members:
-        prepared = [_prepare(layer, m) for layer in each_member]
+        prepared = [_prepare(layer.rounded(arithmetic.dtype), m) for layer in each_member]
         for row in rows.reshape(-1, rows.shape[-1]).tolist():
             h, e = [m.number(value) for value in row], [0.0] * len(row)
             for layer, weights in prepared:
@@ -191,14 +191,12 @@ def _layer(layer: Layer, weights: Any, h: list[Any], e: list[float], arith: Arit
         pairs = [_dense(w, wide, b, h, sizes, e, arith, m) for w, wide, b in weights]
     elif isinstance(layer, Scale):
         parameters = zip(*(each(value, len(h)) for value in (layer.scale, layer.center, layer.shift)), strict=True)
-        rounded = isinstance(layer.center, float)
-        pairs = [_scale(s, c, t, h[i], e[i], rounded, arith, m) for i, (s, c, t) in enumerate(parameters)]
+        pairs = [_scale(s, c, t, h[i], e[i], arith, m) for i, (s, c, t) in enumerate(parameters)]
     else:
         pairs = list(zip(h, e, strict=True))
     z, errors = [p[0] for p in pairs], [p[1] for p in pairs]
-    name = layer.activation.name
-    if name in VECTOR:
-        return _softmax(name, z, errors, arith, m)
+    if is_vector(layer.activation):
+        return _softmax(layer.activation.name, z, errors, arith, m)
     return _elementwise(layer, z, errors, arith, m)
 
 
@@ -234,13 +232,13 @@ def _dense(
         )
     else:
         lost = n * arith.smallest / 2
-    if exactly and total < arith.largest:
+    if exactly:
         return z, 0.0
     if not (1 + c) * total + lost < arith.largest:
         return z, math.inf
     if not _finite(z):
-        # NaN or infinity came in, and the finite terms cannot overflow: the class is sure unless a factor of an infinity
-        # may be computed as 0.
+        # NaN or infinity came in, and the finite terms cannot overflow: the class is sure unless a factor of an
+        # infinity may be computed as 0.
         beside = [j for j in range(n) if math.isinf(sizes[j]) != math.isinf(absolute[j])]
         vanishing = any(0 < min(absolute[j], sizes[j]) < small or e[j] for j in beside)
         return z, math.inf if vanishing or (len(finite) == n and math.isfinite(b)) else 0.0
@@ -269,7 +267,8 @@ def _no_rounding(w: list[float], h: list[Any], b: float, total: float, e: list[f
     if b:
         grains.append(_lowbit(b))
     grain = min(grains, default=1.0)
-    return math.isfinite(grain) and grain >= arith.quantum and total <= grain / arith.u
+    flushed = arith.flushes and any(0 < abs(v) < arith.smallest_normal for v in (*w, *map(float, h), b))
+    return not flushed and total < arith.largest and grain >= arith.quantum and total <= grain / arith.u
 
 
 def _lowbit(value: float) -> float:
@@ -278,21 +277,19 @@ def _lowbit(value: float) -> float:
     return (numerator & -numerator) / denominator
 
 
-def _scale(
-    s: float, c: float, t: float, h: Any, e: float, rounded: bool, arith: Arithmetic, m: Any
-) -> tuple[Any, float]:
-    """(h - c) s + t: three roundings, a fourth for s and t where they are Python scalars, one for a scalar c."""
+def _scale(s: float, c: float, t: float, h: Any, e: float, arith: Arithmetic, m: Any) -> tuple[Any, float]:
+    """(h - c) s + t: three roundings."""
     z = (h - m.number(c)) * m.number(s) + m.number(t)
-    if math.isinf(e):
-        return z, e
+    if math.isinf(e) or not all(map(math.isfinite, (s, c, t))):
+        return z, math.inf
     if not _finite(z) or not math.isfinite(float(h)):
         return z, 0.0
-    difference = abs(float(h - m.number(c))) + e + (arith.u * abs(c) if rounded else 0.0)
+    difference = abs(float(h - m.number(c))) + e
     total = abs(s) * difference + abs(t)
     lost = arith.quantum * (abs(s) + 2)
     if arith.flushes:
-        lost += arith.quantum * (abs(s) * 2 + difference)
-    error = abs(s) * (e + (arith.u * abs(c) if rounded else 0.0)) + math.expm1(4 * math.log1p(arith.u)) * total + lost
+        lost += arith.quantum * (abs(s) * 3 + difference)
+    error = abs(s) * e + math.expm1(3 * math.log1p(arith.u)) * total + lost
     if not total + error < arith.largest:
         return z, math.inf
     return z, (error + 2.0**-51 * (total + abs(s * c))) * _SLACK if m is FLOATS else error * _SLACK
@@ -310,9 +307,9 @@ _RELATIVE: dict[str, _Row] = {
     "relu6": lambda t, k, p: 0,
     "hard_tanh": lambda t, k, p: 0,
     "thresholded_relu": lambda t, k, p: 0,
-    "clip": lambda t, k, p: 1,  # a scalar limit is rounded to the dtype
-    "leaky_relu": lambda t, k, p: 2,  # the slope, the product
-    "prelu": lambda t, k, p: 2,
+    "clip": lambda t, k, p: 0,
+    "leaky_relu": lambda t, k, p: 1,  # the product; scalars are rounded to the dtype before the pass
+    "prelu": lambda t, k, p: 1,
     "tanh": lambda t, k, p: 2 * k["tanh"],
     "sigmoid": lambda t, k, p: 2 + 3 * k["exp"],  # numerator 2K, sum K and 1, quotient 1
     "softsign": lambda t, k, p: 2,
@@ -320,7 +317,8 @@ _RELATIVE: dict[str, _Row] = {
     "log_sigmoid": lambda t, k, p: 1 + 2 * k["exp"] + 2 * k["log1p"],
     "elu": lambda t, k, p: 2 + 2 * k["expm1"],
     "selu": lambda t, k, p: 2 + 2 * k["expm1"],
-    "celu": lambda t, k, p: 4 + 2 * k["expm1"],  # alpha twice, quotient, product; expm1'(s) s / expm1(s) <= 1 for s < 0
+    # quotient, product; expm1'(s) s / expm1(s) is at most 1 for s < 0 and 1 + s for s > 0 (a negative alpha)
+    "celu": lambda t, k, p: 4 + 2 * k["expm1"] + 2 * max(t / p[0] if p[0] else 0.0, 0.0),
     "silu": lambda t, k, p: 3 + 3 * k["exp"],
     "hard_silu": lambda t, k, p: 1,  # and what _clipped adds
     "hard_sigmoid": lambda t, k, p: 0,  # only what _clipped adds
@@ -344,7 +342,7 @@ _TURNS = {
 
 def _elementwise(layer: Layer, z: list[Any], errors: list[float], arith: Arithmetic, m: Any) -> tuple[Any, Any]:
     name = layer.activation.name
-    if name not in _RELATIVE or getattr(layer.activation.formula, "scalar", None) is not None:
+    if not layer.activation.is_named:
         raise ArrayError(f"the rounding of the activation {name} is unknown: no bound can be given")
     f, values = scalar_form(layer), activate(layer, z, m)
     parameters = list(zip(*(each(v, len(z)) for v in layer.activation.parameters.values()), strict=True)) or [()] * len(
@@ -352,7 +350,7 @@ def _elementwise(layer: Layer, z: list[Any], errors: list[float], arith: Arithme
     )
     bounds = []
     for t, value, wide, p in zip(z, values, errors, parameters, strict=True):
-        if math.isinf(wide):
+        if math.isinf(wide) or not all(map(math.isfinite, p)):
             bounds.append(math.inf)
         elif not _finite(t) or name == "identity":
             r = _RELATIVE[name](0.0, arith.ulp, p) * arith.u
@@ -370,7 +368,9 @@ def _propagate(
     reached = [f(low, m, *p), f(high, m, *p)] if wide else []
     turns = [0.0, _TURNS.get(name, 0.0)] if wide else []
     reached += [f(m.number(turn), m, *p) for turn in turns if low < turn < high]
-    if name == "thresholded_relu" and abs(t - p[0]) <= wide + arith.u * abs(p[0]):  # the jump, from 0 to alpha
+    if name == "thresholded_relu" and abs(t - p[0]) <= wide + (
+        arith.quantum if arith.flushes else 0
+    ):  # the jump, from 0 to alpha
         reached += [m.number(0), m.number(p[0])]
     moved = max((abs(float(r - value)) for r in reached), default=0.0)
     size, far = abs(float(value)), abs(float(t)) + wide
@@ -378,11 +378,12 @@ def _propagate(
     error = moved + math.expm1(min(r, 700.0)) * (size + moved)
     if name in ("hard_sigmoid", "hard_silu"):
         error += _clipped(name, float(t), wide, p, arith)
-    error += arith.quantum * _underflows(name, far, arith)
-    if name == "gelu":
-        error += (1 + min(far, 60.0)) * arith.smallest_normal
-    if m is FLOATS:
-        error += 2.0**-49 * (1 + min(float(t) ** 2, 1e6)) * size if name not in ("relu", "relu6", "hard_tanh") else 0.0
+    error += arith.quantum * _underflows(name, far, p, arith)
+    if name == "gelu":  # erfc underflows before its product with t does; in 16 bit it is computed in float32
+        error += (1 + min(far, 60.0)) * (arith.quantum if arith.u > 2.0**-12 else arith.smallest_normal)
+    if m is FLOATS:  # the reference's own rounding, of t +- wide too
+        error += 2.0**-51 * far * max([1.0, *map(abs, p)]) if wide else 0.0
+        error += 2.0**-49 * (1 + min(float(t) ** 2, 1e6)) * size if name not in _ROUNDLESS else 0.0
     return error * _SLACK if size + error < arith.largest else math.inf
 
 
@@ -390,7 +391,9 @@ def _clipped(name: str, t: float, wide: float, p: Sequence[float], arith: Arithm
     """Rounding of alpha t + beta before it is clipped to [0, 1]; times |t| for hard_silu."""
     alpha, beta = p if name == "hard_sigmoid" else (1 / 6, 0.5)
     far = abs(t) + wide
-    error = arith.u * (3 * abs(alpha) * far + 2 * abs(beta)) * 1.01 + 3 * arith.quantum
+    error = arith.u * (3 * abs(alpha) * far + 2 * abs(beta)) * 1.01 + 3 * arith.quantum * (1 + abs(alpha))
+    if arith.flushes and abs(alpha) < arith.smallest_normal:
+        error += abs(alpha) * far
     inner = alpha * t + beta
     reach = error + abs(alpha) * wide
     if inner - reach > 1 or inner + reach < 0:
@@ -398,13 +401,21 @@ def _clipped(name: str, t: float, wide: float, p: Sequence[float], arith: Arithm
     return min(error, 1.0) * (far if name == "hard_silu" else 1.0)
 
 
-def _underflows(name: str, far: float, arith: Arithmetic) -> float:
+_ROUNDLESS = ("relu", "relu6", "hard_tanh", "thresholded_relu", "clip")
+
+
+def _underflows(name: str, far: float, p: Sequence[float], arith: Arithmetic) -> float:
     """How many quanta underflow may cost, each entering the result with the weight it has there."""
-    if name in ("relu", "relu6", "hard_tanh", "thresholded_relu", "clip"):
+    if name in _ROUNDLESS:
         return 1.0 if arith.flushes else 0.0
-    if name in ("silu", "hard_silu", "gelu_tanh"):
-        return 3 + min(far, 1e3)
-    return 3 + 3 * min(far, 1e3) if name == "mish" else 3.0
+    count = 3.0
+    if name in ("silu", "hard_silu", "gelu_tanh", "mish"):
+        count += (3 if name == "mish" else 1) * min(far, 1e3)
+    elif p:  # a slope or an alpha: of the argument's and the function's underflow, and its own
+        count += 3 * max(map(abs, p))
+        if arith.flushes and any(0 < abs(v) < arith.smallest_normal for v in p):
+            count += far
+    return count
 
 
 def _softmax(name: str, z: list[Any], errors: list[float], arith: Arithmetic, m: Any) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import nnfwd
 from nnfwd import backend as _backend
-from nnfwd.errors import NnfwdError, ShapeError
+from nnfwd.errors import DataFileError, NnfwdError, ShapeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(command=function)
+        sub._negative_number_matcher = re.compile(r"-\.?\d")  # so that --x -1.5,2 is a value and no option
         return sub
 
     demo = command("demo", _demo, "the tutorial, then handwritten digits, on every usable backend", "nnfwd demo")
@@ -83,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--device", metavar="DEVICE", help="as `nnfwd backends --devices` prints it")
     run.add_argument("--dtype", metavar="DTYPE", help="float16, bfloat16, float32 or float64 (default: the input's)")
+    run.add_argument(
+        "--precision", choices=_backend.PRECISIONS, default="highest", help="of products (default: highest)"
+    )
     run.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
 
     explained = command(
@@ -165,6 +170,10 @@ def _plot(options: argparse.Namespace) -> int:
     from nnfwd.io.files import replacing
 
     path: Path = options.output
+    if options.model is not None and options.what != "network":
+        raise DataFileError(
+            f"{options.what} draws no MODEL, and {options.model} was given: name a function by --activation"
+        )
     check_new(path, (".png", ".svg", ".pdf"), force=options.force)
     name = options.activation
     if options.what == "activation":
@@ -198,9 +207,9 @@ def _run(options: argparse.Namespace) -> int:
 
     net = nnfwd.load(options.model)
     x, has_dtype = read_array(options.input)
-    check_output(options.output, source=options.input, force=options.force)
+    check_output(options.output, sources=(options.input, options.model), force=options.force)
     dtype = options.dtype or (None if has_dtype else net.dtype)
-    y = net(x, backend=options.backend, device=options.device, dtype=dtype)
+    y = net(x, backend=options.backend, device=options.device, dtype=dtype, precision=options.precision)
     home = _backend.of(y).to_numpy(y)
     write_array(options.output, home)
     print(f"{options.input} {tuple(x.shape)} -> {options.output} {home.shape} {home.dtype}")
@@ -214,7 +223,7 @@ def _backends(options: argparse.Namespace) -> int:
         return 0
     for info in found:
         devices = f"   {', '.join(info.devices)}" if info.devices else ""
-        print(f"{info.name:16}{info.version or '-':16}{info.status}{devices}")
+        print(f"{info.name:16} {info.version or '-':16}{info.status}{devices}")
     return 0
 
 

@@ -11,6 +11,7 @@ from nnfwd.errors import ShapeError
 from nnfwd.forward import trace
 from nnfwd.layers import Dense, Layer, Scale, leaves, to_numpy
 from nnfwd.network import Network
+from nnfwd.placement import accept, dtype_name
 from nnfwd.reference import each, looped_steps, nested
 
 SHOWN = 3  # nodes of a layer, and terms of a sum, that are written out
@@ -29,7 +30,8 @@ def explain(net: Network, x: Any, /, *, width: int = 100) -> str:
     """
     if net.chain.members is not None:
         raise ShapeError("an ensemble is several networks: explain one member")
-    t = trace(net, np.asarray(x, dtype="float64"))
+    net = net.to("numpy")
+    t = trace(net, to_numpy(accept(x, net.chain)[0]).astype("float64"))
     if len(t.x.shape) != 1:
         raise ShapeError(f"x {tuple(t.x.shape)} is not one input: it must be ({net.in_features},)")
     lines = [f"x = {_row(t.x)}"]
@@ -42,10 +44,12 @@ def explain(net: Network, x: Any, /, *, width: int = 100) -> str:
         worst = max(worst, *(abs(a - b) for a, b in zip(after, t.h[i].tolist(), strict=True)))
         h = after
     lines += ["", f"by loops     {_row(np.array(h))}", f"by matrices  {_row(t.y)}"]
-    arithmetic = arithmetic_of(_backend.load("numpy"), "float64")
-    bounded = bounded_feed_forward(t.x, net, arithmetic=arithmetic)
-    agree = all(bounded.ratio(np.array(y)).max() <= 1 for y in (h, t.y))
-    verdict = "Both agree: inside the rounding-error bound" if agree else "THEY DIFFER by more than rounding can"
+    if all(layer.activation.is_named for layer in net):
+        bounded = bounded_feed_forward(t.x, net, arithmetic=arithmetic_of(_backend.load("numpy"), "float64"))
+        agree = all(bounded.ratio(np.array(y)).max() <= 1 for y in (h, t.y))
+        verdict = "Both agree: inside the rounding-error bound" if agree else "THEY DIFFER by more than rounding can"
+    else:
+        verdict = "No bound is known for an activation of one's own"
     lines += [f"{verdict}; the largest difference in any layer is {worst:.1e}."]
     return "\n".join(lines)
 
@@ -97,15 +101,17 @@ def _matrices(layer: Layer, h: Sequence[float], z: np.ndarray, after: np.ndarray
     """The same as one product: W, x, b and z as columns of numbers."""
     if isinstance(layer, Dense):
         w = to_numpy(layer.weight).astype("float64")
-        b = np.zeros(len(w)) if layer.bias is None else to_numpy(layer.bias).astype("float64")
-        yield "z = W x + b"
-        blocks = [_block(w), _block(np.array(h)[:, None]), _block(b[:, None]), _block(z[:, None])]
+        b = None if layer.bias is None else to_numpy(layer.bias).astype("float64")
+        yield "z = W x" if b is None else "z = W x + b"
+        columns = [np.array(h), *([] if b is None else [b]), z]
+        blocks = [_block(w), *(_block(column[:, None]) for column in columns)]
         height = max(map(len, blocks))
         middle = (min(height, SHOWN) - 1) // 2
         for row in range(height):
             cells = [block[row] if row < len(block) else " " * len(block[0]) for block in blocks]
-            signs = ("", " + ", " = ") if row == middle else ("", "   ", "   ")
-            yield f"{cells[0]} {cells[1]}{signs[1]}{cells[2]}{signs[2]}{cells[3]}"
+            signs = (" ", " = ") if b is None else (" ", " + ", " = ")
+            pairs = zip((sign if row == middle else " " * len(sign) for sign in signs), cells[1:], strict=True)
+            yield cells[0] + "".join(sign + cell for sign, cell in pairs)
     elif isinstance(layer, Scale):
         yield f"z = (x - center) * scale + shift = {_row(z)}"
     else:
@@ -155,7 +161,7 @@ def describe(net: Network, /) -> dict[str, Any]:
                 "in": layer.in_features or width,
                 "out": out,
                 "activation": repr(layer.activation),
-                "dtype": sorted({str(to_numpy(a).dtype) for a in arrays}),
+                "dtype": sorted({dtype_name(a.dtype) for a in arrays}),
                 "parameters": count,
                 "flops": flops,
             }

@@ -10,7 +10,7 @@ import numpy as np
 
 from nnfwd import activations, placement
 from nnfwd import backend as _backend
-from nnfwd.activations import Function
+from nnfwd.activations import Function, shown
 from nnfwd.backend import Array, Backend
 from nnfwd.errors import ArrayError, ShapeError
 
@@ -21,9 +21,10 @@ Parameters = dict[str, Any]
 class Layer:
     """A weighted sum and an activation. Immutable; compares by content."""
 
-    __slots__ = ("activation",)
+    __slots__ = ("_array_names", "activation")
     fields: ClassVar[tuple[str, ...]] = ()
     activation: Function
+    _array_names: tuple[str, ...]  # which fields are arrays, fixed at construction
 
     in_features: int | None
     """Width it takes; None takes any."""
@@ -45,23 +46,29 @@ class Layer:
     @property
     def parameters(self) -> Parameters:
         """The arrays, by name (a scalar or an absent one is part of the structure, not a parameter)."""
-        found = {name: getattr(self, name) for name in self.fields}
-        arrays: Parameters = {k: v for k, v in found.items() if v is not None and not isinstance(v, float)}
+        arrays: Parameters = {name: getattr(self, name) for name in self._array_names}
         inside = self.activation.arrays
         return arrays | {"activation": inside} if inside else arrays
 
     @property
     def structure(self) -> tuple[Any, ...]:
         """What it is without its arrays: hashable, and equal for equal layers."""
-        found = ((name, getattr(self, name)) for name in self.fields)
-        scalars = tuple((k, v) for k, v in found if v is None or isinstance(v, float))
-        return (scalars, self.activation.structure)
+        scalars = tuple((name, getattr(self, name)) for name in self.fields if name not in self._array_names)
+        return (scalars, self._array_names, self.activation.structure)
 
     def replace(self, parameters: Parameters, /) -> Self:
         """The same layer with other arrays; nothing is checked (they may be tracers)."""
         layer = object.__new__(type(self))
         layer._set(**{name: parameters.get(name, getattr(self, name)) for name in self.fields})
         layer._set(activation=self.activation.with_arrays(parameters.get("activation", {})))
+        layer._set(_array_names=self._array_names)
+        return layer
+
+    def rounded(self, dtype: str, /) -> Self:
+        """The same layer with its scalars rounded to a dtype, so that no library rounds them in a way of its own."""
+        scalars = [name for name in self.fields if name not in self._array_names and getattr(self, name) is not None]
+        layer = self.replace({name: placement.nearest(getattr(self, name), dtype) for name in scalars})
+        layer._set(activation=self.activation.rounded(dtype))
         return layer
 
     def renew(self, parameters: Parameters, /) -> "Layer":
@@ -78,12 +85,13 @@ class Layer:
     @classmethod
     def tree_unflatten(cls, structure: tuple[Any, ...], children: tuple[Parameters]) -> Self:
         layer = object.__new__(cls)
-        scalars, (name, formula, settings) = structure
+        scalars, array_names, (name, formula, settings, inner) = structure
         arrays = children[0] if isinstance(children[0], dict) else {}
         layer._set(
             **(dict.fromkeys(cls.fields) | dict(scalars) | {k: arrays.get(k) for k in arrays if k in cls.fields})
         )
-        layer._set(activation=Function(name, formula, dict(settings) | arrays.get("activation", {})))
+        layer._set(activation=Function(name, formula, dict(settings) | arrays.get("activation", {}), inner))
+        layer._set(_array_names=array_names)
         return layer
 
     def __eq__(self, other: object) -> bool:
@@ -97,16 +105,16 @@ class Layer:
         return hash((type(self), self.structure))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore, (type(self), *((getattr(self, name)) for name in self.fields), self.activation))
+        values = tuple(getattr(self, name) for name in self.fields)
+        return (_restore, (type(self), values, self._array_names, self.activation))
 
 
-def _restore(cls: type[Layer], *values: Any) -> Layer:
+def _restore(cls: type[Layer], values: tuple[Any, ...], array_names: tuple[str, ...], function: Function) -> Layer:
     layer = object.__new__(cls)
-    for name, value in zip(cls.fields, values, strict=False):
+    for value in values:
         if isinstance(value, np.ndarray):
             value.flags.writeable = False
-        layer._set(**{name: value})
-    layer._set(activation=values[-1])
+    layer._set(**dict(zip(cls.fields, values, strict=True)), activation=function, _array_names=array_names)
     return layer
 
 
@@ -161,6 +169,7 @@ class Dense(Layer):
         function = activations.get(activation)
         _check_features(function.arrays, weight.shape[-2], f"an activation of weight {tuple(weight.shape)}")
         self._set(weight=weight, bias=bias, activation=function)
+        self._set(_array_names=("weight",) if bias is None else ("weight", "bias"))
 
     @property
     def in_features(self) -> int:  # type: ignore[override]
@@ -175,8 +184,11 @@ class Dense(Layer):
         return int(self.weight.shape[0]) if len(self.weight.shape) == 3 else None
 
     def __repr__(self) -> str:
-        ensemble = f"{self.members} x " if self.members else ""
         bias = "" if self.bias is not None else ", no bias"
+        shape = getattr(self.weight, "shape", None)
+        if shape is None or len(shape) not in (2, 3):  # a pytree of something else
+            return f"Dense({self.weight!r}{bias}, {self.activation!r})"
+        ensemble = f"{self.members} x " if self.members else ""
         return f"Dense({ensemble}{self.in_features} -> {self.out_features}{bias}, {self.activation!r})"
 
 
@@ -202,7 +214,7 @@ class Scale(Layer):
         arrays = {k: v for k, v in values.items() if not isinstance(v, float)}
         width = next((v.shape[0] for v in arrays.values() if len(v.shape) == 1), None)
         _check_features(arrays, width, "a Scale")
-        self._set(**values, activation=activations.get("identity"))
+        self._set(**values, activation=activations.get("identity"), _array_names=tuple(arrays))
 
     @property
     def in_features(self) -> int | None:  # type: ignore[override]
@@ -213,7 +225,7 @@ class Scale(Layer):
         return self.in_features
 
     def __repr__(self) -> str:
-        values = (f"{k}={v!r}" if isinstance(v, float) else f"{k}=array{tuple(v.shape)}" for k, v in self._shown())
+        values = (f"{k}={shown(v)}" for k, v in self._shown())
         return f"Scale({', '.join(values)})"
 
     def _shown(self) -> list[tuple[str, Any]]:
@@ -235,7 +247,7 @@ class Activation(Layer):
         arrays = function.arrays
         width = next((v.shape[0] for v in arrays.values() if len(v.shape) == 1), None)
         _check_features(arrays, width, "an Activation")
-        self._set(activation=function)
+        self._set(activation=function, _array_names=())
 
     @property
     def in_features(self) -> int | None:  # type: ignore[override]
@@ -290,7 +302,7 @@ class Chain:
         libraries = sorted({_backend.name_of(_backend.of(a)) for a in arrays})
         if len(libraries) > 1:
             raise ArrayError(f"the weights are arrays of {' and '.join(libraries)}: a network lives in one library")
-        self.dtype = placement.widest([placement.dtype_name(a.dtype) for a in arrays]) if arrays else "float64"
+        self.dtype: str | None = placement.widest([placement.dtype_name(a.dtype) for a in arrays]) if arrays else None
         self.host = all(isinstance(a, np.ndarray) for a in arrays)
         self.placed: dict[tuple[str, str, str], tuple[Layer, ...]] = {}
 
@@ -305,7 +317,8 @@ class Chain:
         """Raises `ShapeError` unless an array of this shape can go in."""
         if not shape or (self.in_features is not None and shape[-1] != self.in_features):
             first = next((i, layer) for i, layer in enumerate(self.layers) if layer.in_features or not shape)
-            raise ShapeError(f"layer {first[0]}: {_shape(first[1])} cannot take x {tuple(shape)}")
+            needed = "(..., features)" if self.in_features is None else f"(..., {self.in_features})"
+            raise ShapeError(f"layer {first[0]}: {_shape(first[1])} cannot take x {tuple(shape)}: x must be {needed}")
         if shape[-1] == 0:
             raise ShapeError(f"x {tuple(shape)} has no features")
 
@@ -328,7 +341,9 @@ class Chain:
         layers = self.placed.get(key)
         if layers is None:
             layers = self._move(adapter, dtype, like, device)
-            self.placed[key] = layers
+            keeps = getattr(adapter, "keeps", None)
+            if keeps is None or all(keeps(a) for layer in layers for a in leaves(layer.parameters)):
+                self.placed[key] = layers
         return layers
 
     def _move(self, adapter: Backend, dtype: str, like: Array | None, device: Any) -> tuple[Layer, ...]:
@@ -337,7 +352,10 @@ class Chain:
                 return {k: move(v) for k, v in a.items()}
             return placement.place(a, adapter, dtype, like, device)
 
-        return tuple(layer.replace(move(layer.parameters)) for layer in self.layers)
+        return tuple(layer.rounded(dtype).replace(move(layer.parameters)) for layer in self.layers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Chain, (self.layers,))  # without the placed copies
 
 
 def leaves(parameters: Any) -> list[Array]:

@@ -7,7 +7,7 @@ from typing import Any, Self, overload
 from nnfwd import backend as _backend
 from nnfwd import placement
 from nnfwd.backend import Array
-from nnfwd.errors import DtypeError, ShapeError
+from nnfwd.errors import ArrayError, DtypeError, ShapeError
 from nnfwd.forward import feed_forward, forward
 from nnfwd.layers import Chain, Dense, Layer, Parameters, leaves
 
@@ -23,6 +23,7 @@ class Network:
     """
 
     __slots__ = ("__weakref__", "_chain", "_layers")
+    __name__ = "network"  # of its instances: what Dask and others that take functions call it
     _chain: Chain | None
     _layers: tuple[Layer, ...]
 
@@ -58,6 +59,7 @@ class Network:
             biases: as many, each an array or None; None for no biases at all.
             activation: one for all layers, or a list with one for each.
         """
+        weights = list(weights)
         n = len(weights)
         each = {
             "biases": [None] * n if biases is None else list(biases),
@@ -79,8 +81,8 @@ class Network:
         return self.chain.out_features
 
     @property
-    def dtype(self) -> str:
-        """Name of the widest dtype among the weights: what integers, bools and text are computed in."""
+    def dtype(self) -> str | None:
+        """Name of the weights' widest dtype, in which integers, bools and text are computed; None without weights."""
         return self.chain.dtype
 
     def __call__(
@@ -112,7 +114,7 @@ class Network:
             adapter = _backend.load("numpy")
             device = None
         name = None if dtype is None else placement.real_dtype(dtype)
-        placement.probe(adapter, name or self.dtype, device)
+        placement.probe(adapter, name or self.dtype or "float32", device)
 
         def move(a: Any) -> Any:
             if isinstance(a, dict):
@@ -197,13 +199,16 @@ def _names(given: Any) -> str:
 class Compiled:
     """A network ready to run many times on one backend, device and dtype: `run(x)` takes x `(..., in)` to `(..., out)`.
 
-    x may be of any library: it is moved to the backend that was asked for. Its dtype must be the compiled one, or an
+    x may be of any library where a backend was asked for: it is moved there. Its dtype must be the compiled one, or an
     integer or bool dtype, which is cast.
 
     Raises:
         DtypeError: where x has another real dtype than was compiled for.
-        ShapeError, ArrayError: as `feed_forward`.
+        ArrayError: where x is of another library and `backend=` was not given.
+        ShapeError: as `feed_forward`.
     """
+
+    __name__ = "compiled_network"
 
     def __init__(self, network: Network, *, backend: Any, device: Any, dtype: Any, precision: str) -> None:
         _backend.check_precision(precision)
@@ -211,8 +216,10 @@ class Compiled:
         self._device = device
         self.network = network
         self.backend = _backend.name_of(adapter)
-        self.dtype = network.dtype if dtype is None else placement.real_dtype(dtype)
+        chosen = network.dtype if dtype is None else placement.real_dtype(dtype)
+        self.dtype = chosen or placement.default_dtype(adapter)
         self.precision = precision
+        self._asked = backend is not None
         placement.probe(adapter, self.dtype, device)
         self._chain = network.chain
         self._anchor = None  # one of the placed weights: x belongs on its device
@@ -222,7 +229,7 @@ class Compiled:
             self._run = functools.partial(adapter.apply, whole, network.chain)
         else:
             self._chain = network.to(backend, device=device, dtype=self.dtype).chain
-            layers = self._chain.layers
+            layers = self._chain.place(adapter, self.dtype, like=None, device=device)
             self._anchor = next(iter(leaves([layer.parameters for layer in layers])), None)
             plain = functools.partial(_run, adapter, precision)
             if hasattr(adapter, "compile"):
@@ -232,14 +239,22 @@ class Compiled:
 
     def __call__(self, x: Any, /) -> Array:
         """The output for x."""
-        wide = getattr(x, "dtype", None)
-        name = None if wide is None else placement.dtype_name(wide)
-        if name in placement.REAL and name != self.dtype:
-            raise DtypeError(f"x is {name} and the network was compiled for {self.dtype}: convert x, or compile again")
+        listed = not hasattr(x, "dtype")
+        x, name = placement.accept(x, self._chain)
+        if name in placement.REAL and name != self.dtype and not listed:
+            raise DtypeError(f"x is {name}, the network was compiled for {self.dtype}: convert x, or compile again")
+        foreign = listed or _backend.of(x) is not self._adapter
+        if foreign and not (listed or self._asked):
+            other = _backend.name_of(_backend.of(x))
+            raise ArrayError(
+                f"x is a {other} array and the network was compiled for {self.backend}, where its weights are: "
+                f"write compile(backend={other!r}), or compile(backend={self.backend!r}) to move x"
+            )
         device = self._device
-        if self._anchor is not None and device is None and type(x) is not type(self._anchor):
+        if foreign and device is None and self._anchor is not None:
             device = placement.device_of(self._anchor)
-        _, x, _ = placement.arrive(x, self._chain, self._adapter, device=device, dtype=self.dtype)
+        if foreign or device is not None or name != self.dtype:
+            x = placement.move(x, self._adapter, dtype=self.dtype, device=device)
         if self._anchor is not None:
             placement.meet_device(self._anchor, x, self._adapter)
         return self._run(x)
@@ -248,7 +263,8 @@ class Compiled:
         return f"<compiled for {self.backend}, {self.dtype}, precision {self.precision}: {self.network!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_compile, (self.network, self.backend, self._device, self.dtype, self.precision))
+        backend = self.backend if self._asked else None
+        return (_compile, (self.network, backend, self._device, self.dtype, self.precision))
 
 
 def _run(adapter: _backend.Backend, precision: str, layers: Sequence[Layer], x: Array) -> Array:
@@ -256,5 +272,5 @@ def _run(adapter: _backend.Backend, precision: str, layers: Sequence[Layer], x: 
         return forward(layers, x, adapter.xp)
 
 
-def _compile(network: Network, backend: str, device: Any, dtype: str, precision: str) -> Compiled:
+def _compile(network: Network, backend: str | None, device: Any, dtype: str, precision: str) -> Compiled:
     return Compiled(network, backend=backend, device=device, dtype=dtype, precision=precision)

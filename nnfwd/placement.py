@@ -51,8 +51,24 @@ def real_dtype(dtype: Any, what: str = "dtype") -> str:
 
 
 def device_of(x: Array, /) -> Any:
-    """The device of an array, None where it has none (a tracer, a Dask array)."""
-    return getattr(x, "device", None)
+    """The device of an array, None where it has no single one: a tracer, a Dask array, a sharded array."""
+    device = getattr(x, "device", None)
+    return None if hasattr(device, "device_set") else device
+
+
+def nearest(value: float, dtype: str) -> float:
+    """The number of a dtype nearest to a Python float; infinite beyond the largest."""
+    if dtype == "float64" or value is None:
+        return value
+    with np.errstate(all="ignore"):
+        if dtype != "bfloat16":
+            return float(np.dtype(dtype).type(value))
+        bits = int(np.float32(value).view("uint32"))
+        even = (bits >> 16) & 1  # ties go to even
+        return float(np.uint32((bits + 0x7FFF + even) & 0xFFFF0000).view("float32")) if np.isfinite(value) else value
+
+
+nearest._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as backend._find
 
 
 def widest(dtypes: Sequence[str]) -> str:
@@ -89,7 +105,8 @@ def own(a: Any, what: str) -> Array:
     """
     if isinstance(a, list | tuple | int | float):
         a = from_list(a, what)
-    _backend.of(a, what)
+    if hasattr(_backend.of(a, what), "apply"):
+        raise ArrayError(f"{what} is a lazy array: write {what}.compute(), a weight is needed whole")
     name = dtype_name(a.dtype)
     if isinstance(a, np.ndarray):
         real_dtype("float64" if name in INTEGER else name, f"{what}.dtype")
@@ -112,10 +129,15 @@ def parameter(value: Any, what: str) -> Any:
 class _Takes(Protocol):
     """What can be asked of a network before anything is computed: a `layers.Chain`."""
 
-    dtype: str
+    dtype: str | None
 
     def check(self, shape: tuple[int, ...], /) -> None: ...
     def meet(self, adapter: Backend, /) -> None: ...
+
+
+def default_dtype(adapter: Backend, /) -> str:
+    """The real dtype that a library gives a list of floats."""
+    return dtype_name(adapter.xp.__array_namespace_info__().default_dtypes()["real floating"])
 
 
 def accept(x: Any, chain: _Takes, /) -> tuple[Array, str]:
@@ -141,14 +163,17 @@ def arrive(
     x decides all three unless an argument does. Integers and bools take the network's dtype; a nested list takes the
     default real dtype of its library. Whatever is to be refused is refused before anything moves.
     """
-    if isinstance(x, list | tuple | int | float) and dtype is None:
-        home = adapter or _backend.load("numpy")
-        dtype = home.xp.__array_namespace_info__().default_dtypes()["real floating"]
+    listed = isinstance(x, list | tuple | int | float)
     x, given = accept(x, chain)
-    want = real_dtype(dtype) if dtype is not None else given if given in REAL else chain.dtype
     source = _backend.of(x)
     if adapter is None:
         adapter = source
+    if dtype is not None:
+        want = real_dtype(dtype)
+    elif given in REAL and not listed:
+        want = given
+    else:
+        want = (None if listed else chain.dtype) or default_dtype(adapter)
     chain.meet(adapter)
     if adapter is source and device is None and given == want:
         return adapter, x, want
@@ -156,27 +181,34 @@ def arrive(
 
 
 def probe(adapter: Backend, dtype: str, device: Any) -> None:
-    """Raises where the backend has no such device or dtype there, before anything is moved."""
+    """Raises where the backend has no such device, or no such dtype there, before anything is moved."""
+    _put(np.zeros(1, dtype="float32"), adapter, dtype, device)
+
+
+def _put(a: Array, adapter: Backend, dtype: str, device: Any) -> Array:
     if isinstance(device, str) and device not in adapter.devices():
         name = _backend.name_of(adapter)
         raise DeviceError(f"{name} has no device {device!r} here: there is {', '.join(adapter.devices())}")
     try:
-        adapter.place(np.zeros(1, dtype="float32"), dtype=dtype, device=device)
+        return adapter.place(a, dtype=dtype, device=device)
     except NnfwdError:
         raise
-    except Exception as error:  # each library refuses a device object in a way of its own
-        name = _backend.name_of(adapter)
+    except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
+        if device is None:
+            raise
+        name = _backend.name_of(adapter)  # each library refuses a device object in a way of its own
         raise DeviceError(f"{name} cannot place {dtype} on device {device!r}: {error}") from error
 
 
 def move(a: Array, adapter: Backend, *, dtype: str, device: Any = None) -> Array:
     """An array of any library as an array of `adapter`'s, because the caller asked for it by an argument."""
     source = _backend.of(a)
-    if source is not adapter or device is not None:
-        probe(adapter, dtype, device)
     if source is adapter:
-        return adapter.place(a, dtype=dtype, like=a if device is None else None, device=device)
-    return adapter.place(_plain(source.to_numpy(a)), dtype=dtype, device=device)
+        return adapter.place(a, dtype=dtype, like=a) if device is None else _put(a, adapter, dtype, device)
+    if not isinstance(a, np.ndarray):
+        probe(adapter, dtype, device)  # before the way home, which may wait for a GPU or compute a graph
+        a = source.to_numpy(a)
+    return _put(_plain(a), adapter, dtype, device)
 
 
 def _plain(a: np.ndarray) -> np.ndarray:
@@ -200,8 +232,7 @@ def place(a: Array, adapter: Backend, dtype: str, like: Array | None, device: An
 def meet_device(a: Array, x: Array, adapter: Backend) -> None:
     """Raises `DeviceError` where a weight and x, arrays of one library, are on two devices."""
     here, there = device_of(a), device_of(x)
-    one_each = not (hasattr(here, "device_set") or hasattr(there, "device_set"))  # else sharded, and JAX's to judge
-    if None not in (here, there) and here != there and one_each:
+    if None not in (here, there) and here != there:
         here, there = _device_name(adapter, here), _device_name(adapter, there)
         raise DeviceError(f"the weights are on {here} and x is on {there}: move one, with device={here!r}")
 

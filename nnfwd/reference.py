@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from nnfwd import placement
+from nnfwd.activations import Function
 from nnfwd.errors import ArrayError
 from nnfwd.layers import Chain, Dense, Layer, Scale, to_numpy
 
@@ -74,11 +75,16 @@ def looped_steps(layers: Sequence[Layer], x: Vector, /) -> Iterator[tuple[Vector
 def activate(layer: Layer, z: Vector, m: Any) -> Vector:
     """A layer's activation of one vector of weighted sums, in the number system m."""
     function = layer.activation
-    if function.name in VECTOR:
+    if is_vector(function):
         return VECTOR[function.name](z, m)
     f = scalar_form(layer)
     parameters = [each(value, len(z)) for value in function.parameters.values()]
     return [f(t, m, *(p[i] for p in parameters)) for i, t in enumerate(z)]
+
+
+def is_vector(function: Function) -> bool:
+    """Whether an activation mixes the features, and is no function of one number."""
+    return function.is_named and function.name in VECTOR
 
 
 def scalar_form(layer: Layer) -> Callable[..., Number]:
@@ -87,10 +93,9 @@ def scalar_form(layer: Layer) -> Callable[..., Number]:
     own = getattr(function.formula, "scalar", None)
     if own is not None:
         return lambda t, m: own(t)
-    try:
-        return SCALAR[function.name]
-    except KeyError:
-        raise ArrayError(f"the activation {function.name} has no scalar form: give it an attribute scalar(t)") from None
+    if not function.is_named:
+        raise ArrayError(f"the activation {function.name} has no scalar form: give it an attribute scalar(t)")
+    return SCALAR[function.name]
 
 
 def nested(a: Any) -> Any:
@@ -194,7 +199,7 @@ def _relu(t: Number, m: Any) -> Number:
 
 
 def _clip(t: Number, m: Any, lower: Number, upper: Number) -> Number:
-    return m.number(lower) if t < lower else m.number(upper) if t > upper else t
+    return t if t != t else min(max(t, m.number(lower)), m.number(upper))
 
 
 def _leaky_relu(t: Number, m: Any, negative_slope: Number) -> Number:
@@ -214,7 +219,7 @@ def _softsign(t: Number, m: Any) -> Number:
 
 
 def _celu(t: Number, m: Any, alpha: Number) -> Number:
-    return t if t > 0 else alpha * m.expm1(t / alpha)
+    return t if t > 0 else alpha * m.expm1(t / alpha) if alpha else m.number(0)
 
 
 def _softmax(z: Vector, m: Any) -> Vector:

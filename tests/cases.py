@@ -11,7 +11,7 @@ from nnfwd import Activation, Dense, Network, Scale, activations
 from nnfwd.bounds import Arithmetic, Bounded, bounded_feed_forward
 
 REGIMES = ("ordinary", "cancelling", "tiny", "huge", "small-integer")
-LAYOUTS = ("C", "transposed")
+LAYOUTS = ("C", "transposed", "strided", "read-only")
 SPECIALS = ("none", "signed zeros", "subnormals", "infinities", "nans")
 INTEGER_SAFE = ("identity", "relu", "relu6", "hard_tanh", "clip", "thresholded_relu", "leaky_relu", "prelu")
 # Scale of weights and inputs in the tiny and huge regimes; a fifth of the exponent range.
@@ -74,7 +74,7 @@ class Case:
             elif kind == "scale":
                 scale, center, shift = (self._array(rng, (width,), 1) for _ in range(3))
                 layers.append(
-                    Scale(scale, center=center, shift=shift) if per_feature else Scale(float(scale[0]), shift=0.5)
+                    Scale(scale, center=center, shift=shift) if per_feature else Scale(rng.normal(), shift=0.3)
                 )
             else:
                 layers.append(Activation(self._function(rng, name, width, per_feature)))
@@ -86,8 +86,10 @@ class Case:
         values = {}
         for key in function.parameters:
             value = rng.integers(1, 3, width).astype("float64") if whole else rng.uniform(0.05, 2, width)
-            value = rounded(-value if key == "lower" else value, self.dtype)
-            values[key] = value if per_feature else float(value[0])
+            if key in ("negative_slope", "alpha") and not whole:
+                value = value * rng.choice([-1.0, 1.0, 10.0, 1e-3])
+            value = -value if key == "lower" else value
+            values[key] = rounded(value, self.dtype) if per_feature else float(value[0])  # the library rounds a scalar
         return function(**values) if values else function
 
     def _x(self, rng: np.random.Generator) -> np.ndarray:
@@ -124,7 +126,7 @@ def _signature(rng: random.Random) -> Signature:
         layers.append(
             (kind, rng.choice((1, 2, 3, 8, 17, 64)), rng.choice(NAMES), rng.random() < 0.8, rng.random() < 0.5)
         )
-    lead = rng.choice(((), (1,), (3,), (2, 2)))
+    lead = rng.choice(((), (1,), (3,), (2, 2), (0,)))
     return Signature(rng.choice((1, 3, 7, 33)), lead, tuple(layers), rng.choice((0, 0, 0, 3)))
 
 

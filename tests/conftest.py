@@ -33,6 +33,15 @@ def count():
     return record
 
 
+_notes: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def note():
+    """Adds a line to what is printed at the end of the run."""
+    return _notes.append
+
+
 def pytest_sessionstart(session):
     absent = [f"{name}: {missing().get(name, 'no such backend')}" for name in REQUIRED if name not in _usable()]
     if absent:
@@ -49,6 +58,8 @@ def pytest_terminal_summary(terminalreporter):
     report.write_line("places: " + ", ".join(map(str, places())))
     for name, reason in missing().items():
         report.write_line(f"not run: {name}, {reason}")
+    for line in _notes:
+        report.write_line(line)
     if _rows:
         report.write_line(
             f"{'place':32}{'dtype':10}{'networks':>9}{'elements':>10}{'unclaimed':>10}{'worst':>8}{'median':>9}"

@@ -146,7 +146,15 @@ ACTIVATIONS = [
     ),
     ("activation unknown", lambda: Dense(W, B, "zzz"), UnknownNameError, "activation 'zzz'|relu|sigmoid"),
     ("activation a number", lambda: Dense(W, B, 3), UnknownNameError, "activation 3"),
-    ("activation None", lambda: Dense(W, B, None), UnknownNameError, "activation None"),
+    ("activation without xp", lambda: Dense(W, B, np.tanh), ArrayError, "activation tanh|takes no xp|(x, /, *, xp)"),
+    ("activation lambda", lambda: Dense(W, B, lambda x: x), ArrayError, "takes no xp"),
+    (
+        "activation of another shape",
+        lambda: Network([Dense(W, B, lambda x, *, xp: x[..., :1])])(X),
+        ArrayError,
+        "keep both",
+    ),
+    ("activation of another dtype", lambda: Network([Dense(W, B, lambda x, *, xp: x > 0)])(X), ArrayError, "keep both"),
     ("activation a layer", lambda: Dense(W, B, Activation("relu")), UnknownNameError, "activation Activation(relu)"),
     ("activation of many lines", lambda: Dense(W, B, W), UnknownNameError, "activation"),
     ("slope missing", lambda: Dense(W, B, "prelu"), DtypeError, "prelu needs negative_slope|prelu(negative_slope=...)"),
@@ -464,7 +472,7 @@ UNTOUCHED = [
     ("Dask, width, trace", lambda: nnfwd.trace(net(), lazy(5, 2)), ShapeError, "weight (4, 3)|x (5, 2)"),
     ("Dask, width, loop", lambda: nnfwd.looped_feed_forward(lazy(5, 2), net()), ShapeError, "weight (4, 3)|x (5, 2)"),
     ("Dask, dtype", lambda: net()(lazy(5, 3, dtype="complex128")), DtypeError, "x.dtype is complex128"),
-    ("Dask, weight", lambda: Dense(lazy(4)), ShapeError, "weight (4,)|(out, in)"),
+    ("Dask, weight", lambda: Dense(lazy(4, 3)), ArrayError, "weight is a lazy array|weight.compute()"),
     ("Dask, chunks", lambda: net()(lazy(5, 3).rechunk((5, 1))), ShapeError, "3 chunks|x.rechunk({-1: -1})"),
     ("Dask, device", lambda: net()(lazy(5, 3), backend="numpy", device="gpu"), DeviceError, "numpy|'gpu'|cpu"),
     ("Dask, bfloat16", lambda: net()(lazy(5, 3), backend="numpy", dtype="bfloat16"), DtypeError, "bfloat16"),
@@ -558,12 +566,20 @@ LIBRARIES = [
     ),
     ("broken by another", {"madeup": "import another_missing"}, "madeup|broken|another_missing"),
     ("without a device", {"madeup": ""}, "madeup|no usable device"),
+    (
+        "no backend at all",
+        {"madeup": "", "nnfwd_madeup": "devices = None"},
+        "nnfwd_madeup is no backend|xp, place, to_numpy, scope",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("modules", "text"), [pytest.param(*row, id=name) for name, *row in LIBRARIES])
 def test_a_library_that_cannot_be_used(modules, text, tmp_path, monkeypatch):
-    for name, code in {"nnfwd_madeup": "import madeup\ndef devices(): return ()", **modules}.items():
+    for name, code in {
+        "nnfwd_madeup": "import madeup\nxp = place = to_numpy = scope = None\ndef devices(): return ()",
+        **modules,
+    }.items():
         (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     try:

@@ -30,13 +30,13 @@ def test_the_right_result_is_inside(case):
     agreement.check(net(x), NUMPY, "float32", bounded)
 
 
-@pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("element", range(10))
-def test_an_output_moved_by_one_bound_is_outside(case, element, sign):
+def test_an_output_moved_by_one_bound_is_outside(case, element):
     net, x, bounded = case
     y = net(x).astype("float64")
     i = np.unravel_index(element, y.shape)
-    y[i] = bounded.exact[i] + sign * math.nextafter(1.01, 2) * bounded.error[i]
+    assert y[i] != bounded.exact[i]
+    y[i] += math.copysign(bounded.error[i], y[i] - bounded.exact[i])
     with pytest.raises(AssertionError, match="bounds away"):
         agreement.check(y, NUMPY, "float64", bounded)
 
@@ -106,7 +106,6 @@ def test_float64_is_judged_with_more_than_float64():
     net, x = tutorial()
     bounded = bounded_feed_forward(x, net, arithmetic=backend.load("numpy").arithmetic("float64"))
     assert 0 < bounded.ratio(net(np.array(x))).max() < 1
-    assert bounded.error.max() < 1e-14
 
 
 def test_overflow_is_unclaimed_and_nan_keeps_its_class():

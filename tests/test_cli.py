@@ -62,7 +62,7 @@ def test_run_on_every_backend(files):
     [
         (["run", "absent.npz", "x.npy", "-o", "y.npy"], "absent.npz"),
         (["run", "model.npz", "absent.npy", "-o", "y.npy"], "absent.npy"),
-        (["run", "model.npz", "x.npy", "-o", "x.npy"], "is the input"),
+        (["run", "model.npz", "x.npy", "-o", "x.npy"], "is read from"),
         (["run", "model.npz", "x.npy", "-o", "x.npz"], "--force"),
         (["run", "model.npz", "x.npy", "-o", "y.txt"], ".npy, .npz, .csv"),
         (["run", "model.npz", "x.npy", "-o", "absent/y.npy"], "does not exist"),
@@ -96,7 +96,7 @@ def test_backends(capsys):
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert found["numpy"] == {"name": "numpy", "version": np.__version__, "devices": ["cpu"], "status": "usable"}
     assert main(["backends"]) == 0
-    assert f"numpy           {np.__version__}" in capsys.readouterr().out
+    assert f"numpy            {np.__version__}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [[], ["demo"], ["run"], ["backends"]])

@@ -319,7 +319,7 @@ def compiled_where_its_weights_are(cupy, adapter):
     net, host = network(), inputs()
     run = net.to("cupy", device="cuda:1").compile()
     check(cupy, run(put(cupy, host, 1)), net(host), 1)
-    check(cupy, run(host), net(host), 1)
+    check(cupy, net.to("cupy", device="cuda:1").compile(backend="cupy")(host), net(host), 1)
 
 
 @case

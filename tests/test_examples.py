@@ -36,7 +36,7 @@ def run(path, *arguments):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path, tmp_path):
+def test_example(path, tmp_path, note):
     assert len(path.read_text().splitlines()) < 40
     if path.stem in NEEDS:
         need(NEEDS[path.stem])
@@ -47,7 +47,8 @@ def test_example(path, tmp_path):
         again, shipped = nnfwd.load(tmp_path / "digits.npz"), digits()[0]
         with np.load(tmp_path / "digits_heldout.npz") as held_out:
             assert np.array_equal(held_out["images"], digits()[1])
-        print("\nthe network trained here is the shipped one:", "bit for bit" if again == shipped else "up to rounding")
+        same = "bit for bit" if again == shipped else "but for rounding"
+        note(f"examples/train_digits.py trains the shipped network, {same}")
         assert [layer.structure for layer in again] == [layer.structure for layer in shipped]
 
 

@@ -74,7 +74,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
-def test_every_truncation_and_one_change_of_every_byte_of_a_model_file(tmp_path):
+def test_every_truncation_and_one_change_of_every_byte_of_a_model_file(tmp_path, note):
     path = tmp_path / "a.npz"
     net = Network([Dense([[1.0, 2.0]], [0.5], activations.elu(alpha=2.0))])
     nnfwd.save(net, path)
@@ -97,7 +97,7 @@ def test_every_truncation_and_one_change_of_every_byte_of_a_model_file(tmp_path)
             assert "\n" not in str(error)
         finally:
             watching = False
-    print(f"\n{len(damaged)} damaged files: {refused} refused, the rest read as the network that was saved")
+    note(f"{len(damaged)} damaged files: {refused} refused, the rest read as the network that was saved")
     assert refused > len(whole)
     assert {arguments[0] for event, arguments in opened if event == "open"} <= {path, str(path)}
     assert not [event for event, _ in opened if event in ("import", "exec", "pickle.find_class")]

@@ -294,7 +294,12 @@ def test_compiled_lives_where_its_weights_are():
     strict = need("array_api_strict")
     there = Place("array_api_strict", "device1")
     run = mixed().to("array_api_strict", device="device1").compile()
-    assert there.holds(run(inputs(3, 4)))
+    with pytest.raises(nnfwd.errors.ArrayError, match=r"compile\(backend='numpy'\)"):
+        run(inputs(3, 4))  # nothing moves that was not asked to
+    assert there.holds(run(inputs(3, 4).tolist()))
+    assert there.holds(
+        mixed().to("array_api_strict", device="device1").compile(backend="array_api_strict")(inputs(3, 4))
+    )
     assert there.holds(run(strict.asarray(inputs(3, 4), device=strict.Device("device1"))))
     with pytest.raises(nnfwd.errors.DeviceError, match=r"device1.*CPU_DEVICE"):
         run(strict.asarray(inputs(3, 4)))

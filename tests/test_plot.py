@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from networks import ensemble, tutorial
 
+from nnfwd import Dense
+from nnfwd.bounds import Arithmetic, bounded_feed_forward
 from nnfwd.demo import digits
 from nnfwd.errors import ShapeError
 
@@ -74,15 +76,16 @@ def sigmoid(x):
 GRID = np.arange(-80, 81) / 10
 
 
-def same_to_rounding(ax, i, exact):
-    """A curve is the formula's on the tutorial's grid, up to a few roundings of numbers of size one."""
+def is_node(ax, i, w, b):
+    """A curve is sigmoid(w x + b) on the tutorial's grid, inside the bound."""
     x, y = curve(ax, i).T
-    return np.array_equal(x, GRID) and np.abs(y - exact).max() <= 8 * np.finfo(float).eps
+    bounded = bounded_feed_forward(GRID[:, None], [Dense([[w]], [b], "sigmoid")], arithmetic=Arithmetic("float64"))
+    return np.array_equal(x, GRID) and bounded.ratio(y[:, None]).max() <= 1
 
 
 def test_the_sigmoid():
     ax = plot.activation()
-    assert same_to_rounding(ax, 0, sigmoid(GRID))
+    assert is_node(ax, 0, 1.0, 0.0)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "f(x)")
     assert len(GRID) == 161
     assert curve(plot.activation("relu"))[-1, 1] == 8
@@ -91,7 +94,7 @@ def test_the_sigmoid():
 def test_what_a_weight_does():
     ax = plot.weight_effect()
     for i, w in enumerate((0.5, 1, 2)):
-        assert same_to_rounding(ax, i, sigmoid(w * GRID))
+        assert is_node(ax, i, w, 0.0)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["w = 0.5", "w = 1", "w = 2"]
     assert ax.get_legend()._loc == 2  # upper left
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "h_w(x)")
@@ -101,7 +104,7 @@ def test_what_a_weight_does():
 def test_what_a_bias_does():
     ax = plot.bias_effect()
     for i, b in enumerate((-8, 0, 8)):
-        assert same_to_rounding(ax, i, sigmoid(5 * GRID + b))
+        assert is_node(ax, i, 5.0, b)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["b = -8", "b = 0", "b = 8"]
     assert ax.get_legend()._loc == 2
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "h_wb(x)")

@@ -123,7 +123,7 @@ def test_a_looser_setting_raises_and_is_not_changed(torch, settings):
     net(x)
 
 
-def test_the_bound_follows_the_precision(torch, settings):
+def test_the_bound_follows_the_precision(torch, settings, note):
     """On processors with bfloat16 instructions "medium" really multiplies bfloat16 numbers."""
     net, x = mixed(), inputs(64, 4)
     settings("medium")
@@ -133,7 +133,9 @@ def test_the_bound_follows_the_precision(torch, settings):
         bounded_feed_forward(x, net, arithmetic=arithmetic("float32", precision=p)) for p in ("medium", "highest")
     )
     assert loose.ratio(y).max() <= 1
-    print(f"\nmedium: {tight.ratio(y).max():.3g} bounds of float32, {loose.ratio(y).max():.3g} of its own")
+    note(
+        f"torch, precision medium: {tight.ratio(y).max():.2g} float32 bounds away, {loose.ratio(y).max():.2g} of its own"
+    )
 
 
 def test_autocast_raises(torch):

@@ -10,10 +10,10 @@ from nnfwd.errors import DataFileError
 from nnfwd.io.files import replacing
 
 
-def check_output(path: Path, *, source: Path, force: bool) -> None:
+def check_output(path: Path, *, sources: Iterable[Path], force: bool) -> None:
     """Raises `DataFileError` unless a result may be written to `path`: before anything is computed."""
-    if path.exists() and path.samefile(source):
-        raise DataFileError(f"{path} is the input: choose another name for the output")
+    if path.exists() and any(path.samefile(source) for source in sources):
+        raise DataFileError(f"{path} is read from: choose another name for the output")
     check_new(path, _WRITERS, force=force)
 
 
@@ -72,13 +72,19 @@ def _read_npz(path: Path) -> np.ndarray:
 
 def _read_csv(path: Path) -> np.ndarray:
     with open(path, encoding="utf-8-sig") as file:
-        first = file.readline()
-        try:
-            [float(value) for value in first.split(",")]
-            names = 0
-        except ValueError:
-            names = 1
-    return np.loadtxt(path, delimiter=",", skiprows=names, ndmin=2, encoding="utf-8-sig")
+        lines = [line for line in file if line.strip()]
+    names = bool(lines) and not any(map(_is_number, lines[0].split(",")))
+    if len(lines) <= names:
+        raise DataFileError(f"{path} holds no numbers")
+    return np.loadtxt(lines[names:], delimiter=",", ndmin=2)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _write_npy(file: IO[bytes], y: np.ndarray) -> None:

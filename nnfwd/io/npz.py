@@ -25,6 +25,7 @@ from nnfwd.io import Limits
 from nnfwd.io.files import replacing
 from nnfwd.layers import Activation, Dense, Layer, Scale, to_numpy
 from nnfwd.network import Network
+from nnfwd.placement import dtype_name
 
 _FORMAT = 1
 _TYPES: dict[str, type[Layer]] = {"dense": Dense, "scale": Scale, "activation": Activation}
@@ -66,9 +67,9 @@ def _put(value: Any, key: str, arrays: dict[str, np.ndarray], path: Path) -> Any
         return ABSENT
     if isinstance(value, float):
         return value
+    if dtype_name(value.dtype) == "bfloat16":
+        raise ModelFileError(f"{path}: .npz cannot hold bfloat16: write network.to(dtype='float32') first")
     array = to_numpy(value)
-    if array.dtype not in _DTYPES:
-        raise ModelFileError(f"{path}: .npz cannot hold {array.dtype}: write network.to(dtype='float32') first")
     arrays[key] = array
     return None
 
@@ -154,7 +155,9 @@ def _value(value: Any, key: str, fetch: Any) -> Any:
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, limits: Limits) -> np.ndarray:
     """One array: its header is checked against the limits and the member's size before anything is allocated."""
     if info.file_size > limits.expansion * max(info.compress_size, 1) or info.file_size > limits.tensor + 2**16:
-        raise ModelFileError(f"{path}: {info.filename} expands to {info.file_size} bytes")
+        raise ModelFileError(
+            f"{path}: {info.filename} expands to {info.file_size} bytes: raise limits.expansion if you trust it"
+        )
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ModelFileError(f"{path}: {info.filename} is compressed in a way that NumPy never writes")
     try:

@@ -10,6 +10,7 @@ from nnfwd.activations import Function
 from nnfwd.forward import feed_forward
 from nnfwd.layers import Activation, Dense
 from nnfwd.plot.axes import COLOURS, LINES, new_axes
+from nnfwd.reference import is_vector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +130,7 @@ def _finish(ax: "Axes", name: str) -> "Axes":
 
 
 def _values(function: Function, x: np.ndarray = GRID) -> np.ndarray:
-    if function.name in ("softmax", "log_softmax"):
+    if is_vector(function):
         pair = np.stack([x, np.zeros_like(x)], axis=-1)
         return feed_forward(pair, [Activation(function)])[:, 0]
     return feed_forward(x[:, None], [Activation(function)])[:, 0]

@@ -36,6 +36,7 @@ def network(net: Network, x: Any = None, /, *, ax: "Axes | None" = None) -> "Axe
     if net.in_features is None or net.chain.members is not None:
         raise ShapeError("a picture needs a single network of known width: give net[i:] from its first Dense layer on")
     columns = [_Column("input", net.in_features, None, None)]
+    net = net.to("numpy")
     for i, layer in enumerate(net):
         name = "output" if i == len(net) - 1 else f"hidden {i + 1}"
         columns.append(_Column(name, layer.out_features or columns[-1].width, layer, None))

@@ -1,0 +1,7 @@
+"""`python -m nnfwd` is the command line."""
+
+import sys
+
+from nnfwd.cli import main
+
+sys.exit(main())
