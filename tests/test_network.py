@@ -341,3 +341,44 @@ def test_backends_reads_metadata_and_probes_when_asked():
         assert info.status in ("usable", "installed, no device") or info.status.startswith(
             ("missing: pip install", "broken: ")
         )
+
+
+def test_a_callable_is_never_taken_for_one_of_ours_of_the_same_name():
+    def relu(x, /, *, xp):
+        return xp.where(x > 0, x, 0.1 * x)
+
+    net = Network([Dense([[1.0]], None, relu)])
+    assert net([-1.0]) == -0.1
+    with pytest.raises(nnfwd.errors.ArrayError, match="relu has no scalar form"):
+        nnfwd.looped_feed_forward([-1.0], net)
+    with pytest.raises(nnfwd.errors.ArrayError, match="rounding of the activation relu"):
+        bounded_feed_forward([-1.0], net, arithmetic=arithmetic_of(None, "float64"))
+
+
+def test_scalars_are_rounded_to_the_dtype_once():
+    """So that a library that widens a scalar, or does not, computes the same."""
+    net = Network([Scale(0.1, center=0.3), Activation(activations.leaky_relu(negative_slope=2.7e-7))])
+    for place in places():
+        for dtype in ("float16", "float32"):
+            if place.has(dtype):
+                x = np.array([[-6e4], [0.3], [5.0]]).astype(dtype)
+                bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, dtype))
+                agreement.check(net(place.put(x, dtype)), place, dtype, bounded)
+
+
+def test_a_network_without_weights_takes_any_dtype():
+    net = Network([Scale(1 / 16), Activation("relu")])
+    assert net.dtype is None
+    assert net(np.ones((2, 3), "float32")).dtype == "float32"
+    assert net(np.ones((2, 3), "uint8")).dtype == "float64"
+    assert net.compile(dtype="float32")(np.ones((2, 3), "uint8")).dtype == "float32"
+    jax = need("jax")
+    assert net(jax.numpy.ones((2, 3), "int32")).dtype == "float32"
+
+
+def test_modules_are_at_hand():
+    import subprocess
+    import sys
+
+    program = "import nnfwd; nnfwd.plot.network; nnfwd.io.Limits; nnfwd.bounds.Arithmetic; nnfwd.activations.swish; dir(nnfwd)"
+    subprocess.run([sys.executable, "-c", program], check=True)

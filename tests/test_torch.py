@@ -157,3 +157,22 @@ def test_weights_that_require_gradients_stay_in_the_graph(torch):
     trained = net.with_parameters([*net.parameters[:3], {**net[3].parameters, "weight": weight}])
     (gradient,) = torch.autograd.grad((trained(torch.tensor(inputs(4))) ** 2).sum(), weight)
     assert gradient.abs().max() > 0
+
+
+def test_a_trace_of_export_is_not_kept(torch):
+    """torch.export calls the pass with tensors that hold nothing; the next real call must not meet them."""
+    net, x = mixed(), torch.tensor(inputs(3, 4))
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return net(x)
+
+    exported = torch.export.export(Module(), (x,))
+    assert inside(exported.module()(x), net, x.numpy())
+    assert inside(net(x), net, x.numpy())
+
+
+def test_float64_does_not_mind_the_setting(torch, settings):
+    net, x = tutorial()
+    settings("high")
+    assert net(torch.tensor(x, dtype=torch.float64)).dtype == torch.float64
