@@ -3,6 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
+import pytest
+from networks import tutorial
+from places import need
+
 import nnfwd
 
 ROOT = Path(__file__).parent.parent
@@ -13,13 +18,28 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def run(block, names):
+    for library in ("jax", "torch"):
+        if f'"{library}"' in block or f"import {library}" in block:
+            need(library)
+    exec(block, names)
+    return names
+
+
 def test_the_first_ten_lines():
-    names = {}
-    code = blocks("python")[0].replace('net([1.5, 2, 3], backend="jax")', "None")
-    exec(code, names)
+    names = run(blocks("python")[0], {})
     assert f"{names['net']([1.5, 2, 3])[0]:.8f}" == "0.83545566"
-    assert "0.8354556612475645" in code
+    assert "0.8354556612475645" in blocks("python")[0]
     assert nnfwd.looped_feed_forward([1.5, 2, 3], names["net"]) == [0.8354556612475645]
+
+
+@pytest.mark.parametrize("i", range(1, len(blocks("python"))))
+def test_every_block_runs(i):
+    names = {"nnfwd": nnfwd, "net": tutorial()[0], "std": np.ones(4), "mean": np.zeros(4)}
+    names |= {"W1": np.ones((5, 4)), "b1": np.ones(5), "W2": np.ones((3, 5)), "b2": np.ones(3), "W3": np.ones((2, 3))}
+    if "array_api_strict" in blocks("python")[i]:
+        need("numpy")
+    run(blocks("python")[i], names)
 
 
 def test_the_backend_is_shown_whole():
@@ -37,8 +57,6 @@ def test_the_demo_prints_what_it_says():
 
 
 def test_the_explanation_is_what_is_printed():
-    from networks import tutorial
-
     from nnfwd.explain import explain
 
     shown = re.search(r"```\n(Layer 1.*?)```", README, re.DOTALL).group(1)
