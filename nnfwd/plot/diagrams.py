@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN = 12  # nodes of a wide layer that are drawn, half at the top and half at the bottom
-LABELLED = 40  # edges up to which each carries its weight
+LABELLED = 24  # edges up to which each carries its weight
 
 
 def network(net: Network, x: Any = None, /, *, ax: "Axes | None" = None) -> "Axes":
@@ -108,12 +108,28 @@ def _edges(ax: "Axes", left: _Column, right: _Column, *, labelled: bool) -> None
                 LineCollection(lines, colors=colour, linewidths=widths, linestyles=[style], alpha=alphas, zorder=1)
             )
     if labelled:
+        placed: list[tuple[float, float]] = []
         for (j, i), size in zip(pairs, sizes, strict=True):
-            share = 0.28 + 0.16 * (i % 3)  # staggered, so that labels of crossing edges keep apart
-            at = (left.x + share * (right.x - left.x), left.y[j] + share * (right.y[i] - left.y[j]))
+            at = _free((left.x, left.y[j]), (right.x, right.y[i]), 0.3 + 0.2 * (i % 3), placed)
+            placed.append(at)
             colour = POSITIVE if size >= 0 else NEGATIVE
             box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
             ax.text(*at, f"{size:.3g}", color=colour, fontsize=8, ha="center", va="center", bbox=box, zorder=2)
+
+
+def _free(
+    start: tuple[float, float], end: tuple[float, float], wish: float, placed: list[tuple[float, float]]
+) -> tuple[float, float]:
+    """Where on an edge a label stands clear of those placed: as near as can be to the share `wish` of its length."""
+    best, best_gap = start, -1.0
+    for share in sorted((0.2 + 0.025 * k for k in range(25)), key=lambda share: abs(share - wish)):
+        at = (start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1]))
+        gap = min((max(abs(at[0] - x) / 0.52, abs(at[1] - y) / 0.26) for x, y in placed), default=9.0)
+        if gap >= 1:
+            return at
+        if gap > best_gap:
+            best, best_gap = at, gap
+    return best
 
 
 def _nodes(ax: "Axes", column: _Column, top: float, *, last: bool) -> None:
@@ -129,7 +145,9 @@ def _nodes(ax: "Axes", column: _Column, top: float, *, last: bool) -> None:
             ax.text(column.x + 0.5, y, f"{values[i]:.8g}", fontsize=9, ha="left", va="center", zorder=4)
         elif values is not None and shades is not None:
             ink = "white" if shades[i] > 0.55 else "black"
-            ax.text(column.x, y, _number(float(values[i])), fontsize=8.5, color=ink, ha="center", va="center", zorder=4)
+            text = _number(float(values[i]))
+            size = 8.5 if len(text) < 7 else 7.2
+            ax.text(column.x, y, text, fontsize=size, color=ink, ha="center", va="center", zorder=4)
         if bias is not None and len(column.shown) <= 6:
             text = f"b = {float(bias[node]):.3g}"
             ax.text(column.x, y - 0.41, text, fontsize=7, color="#555555", ha="center", va="top", zorder=4)
