@@ -25,7 +25,8 @@ jax.tree_util.register_dataclass(Trace, data_fields=["x", "z", "h"], meta_fields
 
 
 def _by_name() -> dict[str, Any]:
-    return {str(device): device for device in jax.devices()}
+    """JAX's own names, `"cuda:0"`; older releases called a CPU TFRT_CPU_0."""
+    return {str(d) if ":" in str(d) else f"{d.platform}:{d.id}": d for d in jax.devices()}
 
 
 def devices() -> tuple[str, ...]:
