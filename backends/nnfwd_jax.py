@@ -75,7 +75,7 @@ def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
 
 # Largest error of XLA's functions on a CPU in units in the last place, as tests/test_ulp.py measures them.
 ULP = {
-    "float16": {"exp": 0.62, "expm1": 2.2, "log1p": 0.62, "log": 0.62, "tanh": 0.62, "erfc": 0.62},
+    "float16": {"exp": 0.62, "expm1": 2.2, "log1p": 2.3, "log": 0.62, "tanh": 0.62, "erfc": 0.62},
     "bfloat16": {"exp": 0.62, "expm1": 0.62, "log1p": 0.62, "log": 0.62, "tanh": 0.62, "erfc": 0.62},
     "float32": {"exp": 6.5, "expm1": 6.8, "log1p": 3.0, "log": 1.2, "tanh": 5.5, "erfc": 7.7},
     "float64": {"exp": 1.7, "expm1": 3.6, "log1p": 105.0, "log": 1.2, "tanh": 8.6, "erfc": 5.5},
