@@ -119,10 +119,9 @@ class Network:
         def move(a: Any) -> Any:
             if isinstance(a, dict):
                 return {k: move(v) for k, v in a.items()}
-            moved = placement.move(a, adapter, dtype=name or placement.dtype_name(a.dtype), device=device)
-            return placement.own(moved, "weight")
+            return placement.move(a, adapter, dtype=name or placement.dtype_name(a.dtype), device=device)
 
-        return self.with_parameters([move(layer) for layer in self.parameters])
+        return self.with_parameters([move(layer) for layer in self.parameters])  # which makes them the network's own
 
     def _adapter(self, backend: Any) -> _backend.Backend:
         """The backend asked for, by default the one of the weights."""
