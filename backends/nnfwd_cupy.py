@@ -14,7 +14,7 @@ import array_api_compat.cupy as xp
 import cupy
 import numpy as np
 
-from nnfwd.bounds import Arithmetic, product_roundoff
+from nnfwd.bounds import Arithmetic, tensor_cores
 from nnfwd.errors import BackendError, DtypeError
 
 __all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
@@ -54,11 +54,8 @@ def scope(precision: str, x: Any, /) -> Iterator[None]:
         yield
 
 
-def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
-    products = product_roundoff(dtype, precision)
-    if dtype == "float16":
-        products = {"u_acc": 2.0**-23}  # summed in float32 by tensor cores, whose adder truncates
-    return Arithmetic(dtype, flushes=dtype == "float32", ulp=ULP[dtype], **products)
+def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
+    return Arithmetic(dtype, flushes=dtype == "float32", ulp=ULP[dtype], **tensor_cores(dtype, precision))
 
 
 # From CUDA's tables of maximum errors, in units in the last place, with room for CuPy's -ftz; not measured yet.

@@ -13,7 +13,7 @@ import dask.array as da
 import numpy as np
 
 from nnfwd import backend
-from nnfwd.bounds import Arithmetic
+from nnfwd.bounds import Arithmetic, arithmetic_of
 from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
 from nnfwd.placement import dtype_name
 
@@ -67,5 +67,5 @@ def _block(forward: Callable[..., Any], layers: Any, block: Any) -> Any:
     return forward(block, layers)
 
 
-def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
-    return backend.load("numpy").arithmetic(dtype, precision=precision)  # type: ignore[attr-defined]
+def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
+    return arithmetic_of(backend.load("numpy"), dtype, precision=precision)

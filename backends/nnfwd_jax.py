@@ -14,7 +14,7 @@ import jax.numpy as xp
 import numpy as np
 
 from nnfwd import Activation, Dense, Network, Scale, Trace
-from nnfwd.bounds import Arithmetic, product_roundoff
+from nnfwd.bounds import Arithmetic, tensor_cores
 from nnfwd.errors import DtypeError
 
 __all__ = ["arithmetic", "compile", "devices", "place", "scope", "to_numpy", "xp"]
@@ -66,11 +66,11 @@ def compile(forward: Callable[..., jax.Array], layers: Any, /) -> Callable[[jax.
     return lambda x: run(leaves, x)
 
 
-def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
-    products = product_roundoff(dtype, precision)
-    if dtype in ("float16", "bfloat16"):
-        products = {"u_acc": 2.0**-24}  # summed in float32
-    return Arithmetic(dtype, flushes=dtype != "float16", ulp=ULP[dtype], **products)
+def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
+    if not device.startswith("cpu"):  # from documentation, with the cautious errors of functions; not measured yet
+        return Arithmetic(dtype, flushes=True, **tensor_cores(dtype, precision))
+    products = {"u_acc": 2.0**-24} if dtype in ("float16", "bfloat16") else {}  # summed in float32
+    return Arithmetic(dtype, flushes=dtype != "float16", ulp=ULP[dtype], **products)  # any precision is IEEE here
 
 
 # Largest error of XLA's functions on a CPU in units in the last place, as tests/test_ulp.py measures them.

@@ -36,7 +36,7 @@ def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:
     return np.errstate(all="ignore")
 
 
-def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
+def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
     return Arithmetic(dtype, u_acc=2.0**-24 if dtype == "float16" else None, ulp=ULP[dtype])
 
 

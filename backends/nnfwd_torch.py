@@ -14,7 +14,7 @@ import array_api_compat.torch
 import numpy as np
 import torch
 
-from nnfwd.bounds import Arithmetic, product_roundoff
+from nnfwd.bounds import Arithmetic, tensor_cores
 from nnfwd.errors import BackendError
 
 __all__ = ["arithmetic", "devices", "keeps", "place", "scope", "to_numpy", "xp"]
@@ -83,10 +83,19 @@ def scope(precision: str, x: torch.Tensor, /) -> Iterator[None]:
     yield
 
 
-def arithmetic(dtype: str, /, *, precision: str = "highest") -> Arithmetic:
-    products = product_roundoff(dtype, precision)
-    if dtype in ("float16", "bfloat16"):
-        products = {"u_acc": 2.0**-24}  # summed in float32
+def _narrow_sums(dtype: str) -> bool:
+    """Whether the process-wide settings let partial sums of 16-bit products be kept in 16 bits, as they do at first."""
+    name = {"float16": "allow_fp16_reduced_precision_reduction", "bfloat16": "allow_bf16_reduced_precision_reduction"}
+    return bool(getattr(torch.backends.cuda.matmul, name[dtype]))
+
+
+def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
+    if device.startswith("cuda"):  # from documentation, with the cautious errors of functions; not measured yet
+        products = tensor_cores(dtype, precision)
+        if dtype in ("float16", "bfloat16") and _narrow_sums(dtype):
+            products = {}
+        return Arithmetic(dtype, flushes=True, **products)
+    products = {"u_acc": 2.0**-24} if dtype in ("float16", "bfloat16") else tensor_cores(dtype, precision)
     # The dot product instructions of x86 for bfloat16 (VDPBF16PS) flush subnormals, whatever the processor's mode.
     return Arithmetic(dtype, flushes=dtype == "bfloat16" or precision == "medium", ulp=ULP[dtype], **products)
 

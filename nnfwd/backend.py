@@ -11,7 +11,8 @@ Three things a backend *may* have besides; without them the plain pass runs:
     compile(forward, layers, /)                      a callable of x that executes `forward(layers, x)`, the plain pass
                                                      in its scope, well (JAX: `jax.jit`); the layers are placed already
     keeps(a, /)                                      whether a placed weight may be kept for later calls
-    arithmetic(dtype, /, *, precision)               how the library rounds, a `nnfwd.bounds.Arithmetic`
+    arithmetic(dtype, /, *, precision, device)       how the library rounds there, a `nnfwd.bounds.Arithmetic`;
+                                                     `device` is one of the strings of `devices()`
 """
 
 import contextlib

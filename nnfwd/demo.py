@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnfwd import backend as _backend
-from nnfwd.bounds import Bounded, arithmetic_of, bounded_feed_forward
+from nnfwd.bounds import Bounded, arithmetic_of, looped_bound
 from nnfwd.forward import trace
 from nnfwd.io import load
 from nnfwd.network import Network
@@ -79,7 +79,7 @@ def _digits() -> Iterator[str]:
             arithmetic = arithmetic_of(adapter, "float32")
             key = repr(arithmetic)
             if key not in bounds:
-                bounds[key] = bounded_feed_forward(x, net, arithmetic=arithmetic)
+                bounds[key] = looped_bound(x, net, arithmetic=arithmetic)
             run = net.compile(backend=info.name, device=device, dtype="float32")
             placed = adapter.place(x, dtype="float32", device=device)
             y = adapter.to_numpy(run(placed))

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from nnfwd import Activation, Dense, Network, Scale, activations
-from nnfwd.bounds import Arithmetic, Bounded, bounded_feed_forward
+from nnfwd.bounds import Arithmetic, Bounded, looped_bound
 
 REGIMES = ("ordinary", "cancelling", "tiny", "huge", "small-integer")
 LAYOUTS = ("C", "transposed", "strided", "read-only")
@@ -47,7 +47,7 @@ class Case:
     x: np.ndarray = dataclasses.field(init=False, repr=False)
 
     def bounded(self, arithmetic: Arithmetic) -> Bounded:
-        return bounded_feed_forward(self.x, self.network, arithmetic=arithmetic)
+        return looped_bound(self.x, self.network, arithmetic=arithmetic)
 
     def _array(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> np.ndarray:
         if self.regime == "small-integer":

@@ -29,7 +29,7 @@ def scope(precision, x, /):
     return np.errstate(all="ignore")  # it is NumPy underneath, which would warn of overflow
 
 
-def arithmetic(dtype, /, *, precision="highest"):
+def arithmetic(dtype, /, *, precision, device):
     from nnfwd_numpy import arithmetic  # it is NumPy underneath
 
-    return arithmetic(dtype, precision=precision)
+    return arithmetic(dtype, precision=precision, device="cpu")

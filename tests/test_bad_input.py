@@ -20,7 +20,7 @@ from places import need
 
 import nnfwd
 from nnfwd import Activation, Dense, Network, Scale, activations, errors
-from nnfwd.bounds import Arithmetic, bounded_feed_forward
+from nnfwd.bounds import Arithmetic, looped_bound
 from nnfwd.errors import (
     ArrayError,
     BackendError,
@@ -188,7 +188,7 @@ ACTIVATIONS = [
     ("no scalar form", lambda: nnfwd.looped_feed_forward(X, [Dense(W, B, double)]), ArrayError, "double|scalar"),
     (
         "no bound",
-        lambda: bounded_feed_forward(X, [Dense(W, B, double)], arithmetic=Arithmetic("float64")),
+        lambda: looped_bound(X, [Dense(W, B, double)], arithmetic=Arithmetic("float64")),
         ArrayError,
         "double|no bound",
     ),

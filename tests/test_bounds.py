@@ -12,7 +12,7 @@ from places import Place, places
 
 import nnfwd
 from nnfwd import Dense, Network, backend
-from nnfwd.bounds import Arithmetic, Bounded, bounded_feed_forward
+from nnfwd.bounds import Arithmetic, Bounded, arithmetic_of, looped_bound
 
 NUMPY = Place("numpy", "cpu")
 
@@ -20,7 +20,7 @@ NUMPY = Place("numpy", "cpu")
 @pytest.fixture
 def case():
     net, x = mixed(), inputs(5, 4)
-    bounded = bounded_feed_forward(x, net, arithmetic=backend.load("numpy").arithmetic("float32"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(backend.load("numpy"), "float32"))
     return net, x, bounded
 
 
@@ -81,7 +81,7 @@ def test_gross_faults_are_outside(case):
 def test_a_transposed_weight_is_outside():
     net, x = tutorial()
     turned = Network.from_arrays([net[0].weight.T, net[1].weight], [net[0].bias, net[1].bias], "sigmoid")
-    bounded = bounded_feed_forward(x, net, arithmetic=backend.load("numpy").arithmetic("float64"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(backend.load("numpy"), "float64"))
     with pytest.raises(AssertionError, match="bounds away"):
         agreement.check(turned(np.array(x)), NUMPY, "float64", bounded)
 
@@ -95,7 +95,7 @@ def test_small_integers_are_exact_at_any_width():
         ]
     )
     x = rng.integers(-3, 4, (1, 1000)).astype("float32")
-    bounded = bounded_feed_forward(x, net, arithmetic=Arithmetic("float32"))
+    bounded = looped_bound(x, net, arithmetic=Arithmetic("float32"))
     assert not bounded.error.any()
     y = net(x)
     assert not bounded.ratio(y).any()
@@ -104,15 +104,15 @@ def test_small_integers_are_exact_at_any_width():
 
 def test_float64_is_judged_with_more_than_float64():
     net, x = tutorial()
-    bounded = bounded_feed_forward(x, net, arithmetic=backend.load("numpy").arithmetic("float64"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(backend.load("numpy"), "float64"))
     assert 0 < bounded.ratio(net(np.array(x))).max() < 1
 
 
 def test_overflow_is_unclaimed_and_nan_keeps_its_class():
     net = Network([Dense([[1e30, 1e30]], [0.0])])
     arithmetic = Arithmetic("float32")
-    assert bounded_feed_forward([1e30, 1.0], net, arithmetic=arithmetic).unclaimed.all()
-    came_in = bounded_feed_forward([[math.inf, 1.0], [math.inf, -math.inf]], net, arithmetic=arithmetic)
+    assert looped_bound([1e30, 1.0], net, arithmetic=arithmetic).unclaimed.all()
+    came_in = looped_bound([[math.inf, 1.0], [math.inf, -math.inf]], net, arithmetic=arithmetic)
     assert not came_in.unclaimed.any()
     assert list(came_in.ratio(np.array([[math.inf], [math.nan]])).ravel()) == [0, 0]
     assert np.isinf(came_in.ratio(np.array([[-math.inf], [1.0]]))).all()
@@ -129,14 +129,14 @@ def test_arithmetic_of_every_format():
 @pytest.mark.parametrize("ingredient", [{"u_acc": 0.0}, {"ulp": dict.fromkeys(Arithmetic("float32").ulp, 0.0)}])
 def test_an_ingredient_left_out_makes_the_bound_smaller(case, ingredient):
     net, x, bounded = case
-    full = backend.load("numpy").arithmetic("float32")
-    less = bounded_feed_forward(x, net, arithmetic=dataclasses.replace(full, **ingredient))
+    full = arithmetic_of(backend.load("numpy"), "float32")
+    less = looped_bound(x, net, arithmetic=dataclasses.replace(full, **ingredient))
     assert (less.error < bounded.error).all()
 
 
 def test_shapes():
     net = mixed()
-    assert isinstance(bounded_feed_forward(inputs(2, 3, 4), net, arithmetic=Arithmetic("float32")), Bounded)
-    assert bounded_feed_forward(inputs(0, 4), net, arithmetic=Arithmetic("float32")).exact.shape == (0, 2)
+    assert isinstance(looped_bound(inputs(2, 3, 4), net, arithmetic=Arithmetic("float32")), Bounded)
+    assert looped_bound(inputs(0, 4), net, arithmetic=Arithmetic("float32")).exact.shape == (0, 2)
     with pytest.raises(nnfwd.errors.ArrayError, match="cannot be compared"):
-        bounded_feed_forward(inputs(4), net, arithmetic=Arithmetic("float32")).ratio(np.zeros(3))
+        looped_bound(inputs(4), net, arithmetic=Arithmetic("float32")).ratio(np.zeros(3))

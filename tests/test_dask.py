@@ -6,7 +6,7 @@ from networks import ensemble, inputs, mixed
 from places import need
 
 import nnfwd
-from nnfwd.bounds import arithmetic_of, bounded_feed_forward
+from nnfwd.bounds import arithmetic_of, looped_bound
 from nnfwd.errors import ArrayError, ShapeError
 
 
@@ -34,7 +34,7 @@ def test_lazy_and_one_layer_of_tasks(da):
         assert isinstance(y._meta, np.ndarray)
         assert len(y.dask.layers) == len(source.dask.layers) + 1
         assert net(source.astype("int8")).dtype == "float32"
-    bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(nnfwd.backend.load("dask"), "float32"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(nnfwd.backend.load("dask"), "float32"))
     assert bounded.ratio(y.compute(scheduler="synchronous")).max() <= 1
 
 
@@ -43,7 +43,7 @@ def test_ensembles_and_leading_axes(da, shape):
     net, x = ensemble(), inputs(*shape)
     y = net(da.from_array(x, chunks=(*(2,) * (len(shape) - 1), 4)))
     assert y.shape == (3, *shape[:-1], 2)
-    bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(nnfwd.backend.load("dask"), "float32"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(nnfwd.backend.load("dask"), "float32"))
     computed = y.compute(scheduler="synchronous")
     assert computed.shape == y.shape
     assert bounded.ratio(computed).max() <= 1

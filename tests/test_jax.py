@@ -9,7 +9,7 @@ from networks import ensemble, inputs, mixed, tutorial
 from places import need
 
 import nnfwd
-from nnfwd.bounds import arithmetic_of, bounded_feed_forward
+from nnfwd.bounds import arithmetic_of, looped_bound
 from nnfwd.errors import DtypeError
 
 
@@ -21,7 +21,7 @@ def jax():
 def inside(y, net, x):
     from nnfwd import backend
 
-    bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(backend.load("jax"), "float32"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(backend.load("jax"), "float32"))
     return bounded.ratio(np.asarray(y)).max() <= 1
 
 

@@ -11,7 +11,7 @@ from places import Place, need, places
 
 import nnfwd
 from nnfwd import Activation, Dense, Network, Scale, activations
-from nnfwd.bounds import arithmetic_of, bounded_feed_forward
+from nnfwd.bounds import arithmetic_of, looped_bound
 from nnfwd.errors import DtypeError, ShapeError
 from nnfwd.placement import dtype_name
 
@@ -146,12 +146,12 @@ def test_lists_are_of_the_librarys_default_dtype():
 def test_chosen_by_argument(place):
     """Rule 2: an explicit argument moves data, from any library."""
     net, x = tutorial()
-    bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, "float64"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(place.adapter, "float64"))
     narrow = net.to(dtype="float32")
     for source in places():
         moved = net(source.put(np.array(x), "float32"), backend=place.name, device=place.device)
         assert place.holds(moved)
-        exact = bounded_feed_forward(x, narrow, arithmetic=arithmetic_of(place.adapter, "float32"))
+        exact = looped_bound(x, narrow, arithmetic=arithmetic_of(place.adapter, "float32"))
         agreement.check(moved, place, "float32", exact)
     if place.has("float64"):
         with place.context("float64"):
@@ -184,7 +184,7 @@ def test_leading_axes_fold_and_unfold(place):
     for shape in ((4,), (1, 4), (0, 4), (2, 3, 4), (2, 0, 4), (1, 1, 1, 4)):
         x = whole.ravel()[: int(np.prod(shape))].reshape(shape)
         y = net(place.put(x, "float32"))
-        bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, "float32"))
+        bounded = looped_bound(x, net, arithmetic=arithmetic_of(place.adapter, "float32"))
         agreement.check(y, place, "float32", bounded)
 
 
@@ -195,12 +195,10 @@ def test_ensembles(place, shape):
     x = inputs(*shape)
     y = net(place.put(x, "float32"))
     assert tuple(y.shape) == (3, *shape[:-1], 2)
-    agreement.check(
-        y, place, "float32", bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, "float32"))
-    )
+    agreement.check(y, place, "float32", looped_bound(x, net, arithmetic=arithmetic_of(place.adapter, "float32")))
     mixed_in = Network([Scale(2.0), Dense(np.ones((4, 4), "float32")), *net, Dense(np.ones((1, 2), "float32"))])
     y = mixed_in(place.put(x, "float32"))
-    bounded = bounded_feed_forward(x, mixed_in, arithmetic=arithmetic_of(place.adapter, "float32"))
+    bounded = looped_bound(x, mixed_in, arithmetic=arithmetic_of(place.adapter, "float32"))
     agreement.check(y, place, "float32", bounded)
 
 
@@ -208,13 +206,13 @@ def test_ensemble_loops_member_by_member():
     net, x = ensemble("float64"), inputs(2, 4, dtype="float64")
     loops = np.array(nnfwd.looped_feed_forward(x, net))
     assert loops.shape == (3, 2, 2)
-    bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(None, "float64"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(None, "float64"))
     assert bounded.ratio(loops).max() <= 1
 
 
 def test_numpy_inputs_of_every_layout():
     net, x = mixed(), inputs(8, 4)
-    bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(nnfwd.backend.load("numpy"), "float32"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(nnfwd.backend.load("numpy"), "float32"))
     read_only = x.copy()
     read_only.flags.writeable = False
     wide = np.zeros((16, 8), "float32")
@@ -276,7 +274,7 @@ def test_compiled(place):
     net = mixed()
     x = inputs(3, 4)
     run = net.compile(backend=place.name, device=place.device, dtype="float32")
-    bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, "float32"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(place.adapter, "float32"))
     for source in (place, Place("numpy", "cpu")):
         agreement.check(run(source.put(x, "float32")), place, "float32", bounded)
     agreement.check(run(x.tolist()), place, "float32", bounded)
@@ -352,7 +350,7 @@ def test_a_callable_is_never_taken_for_one_of_ours_of_the_same_name():
     with pytest.raises(nnfwd.errors.ArrayError, match="relu has no scalar form"):
         nnfwd.looped_feed_forward([-1.0], net)
     with pytest.raises(nnfwd.errors.ArrayError, match="rounding of the activation relu"):
-        bounded_feed_forward([-1.0], net, arithmetic=arithmetic_of(None, "float64"))
+        looped_bound([-1.0], net, arithmetic=arithmetic_of(None, "float64"))
 
 
 def test_scalars_are_rounded_to_the_dtype_once():
@@ -362,7 +360,7 @@ def test_scalars_are_rounded_to_the_dtype_once():
         for dtype in ("float16", "float32"):
             if place.has(dtype):
                 x = np.array([[-6e4], [0.3], [5.0]]).astype(dtype)
-                bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(place.adapter, dtype))
+                bounded = looped_bound(x, net, arithmetic=arithmetic_of(place.adapter, dtype))
                 agreement.check(net(place.put(x, dtype)), place, dtype, bounded)
 
 

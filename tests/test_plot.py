@@ -5,7 +5,7 @@ import pytest
 from networks import ensemble, tutorial
 
 from nnfwd import Dense
-from nnfwd.bounds import Arithmetic, bounded_feed_forward
+from nnfwd.bounds import Arithmetic, looped_bound
 from nnfwd.demo import digits
 from nnfwd.errors import ShapeError
 
@@ -79,7 +79,7 @@ GRID = np.arange(-80, 81) / 10
 def is_node(ax, i, w, b):
     """A curve is sigmoid(w x + b) on the tutorial's grid, inside the bound."""
     x, y = curve(ax, i).T
-    bounded = bounded_feed_forward(GRID[:, None], [Dense([[w]], [b], "sigmoid")], arithmetic=Arithmetic("float64"))
+    bounded = looped_bound(GRID[:, None], [Dense([[w]], [b], "sigmoid")], arithmetic=Arithmetic("float64"))
     return np.array_equal(x, GRID) and bounded.ratio(y[:, None]).max() <= 1
 
 

@@ -11,7 +11,7 @@ from networks import ensemble, inputs, mixed, tutorial
 from places import need
 
 from nnfwd import backend
-from nnfwd.bounds import arithmetic_of, bounded_feed_forward
+from nnfwd.bounds import arithmetic_of, looped_bound
 from nnfwd.errors import BackendError
 
 
@@ -21,7 +21,7 @@ def torch():
 
 
 def inside(y, net, x):
-    bounded = bounded_feed_forward(x, net, arithmetic=arithmetic_of(backend.load("torch"), "float32"))
+    bounded = looped_bound(x, net, arithmetic=arithmetic_of(backend.load("torch"), "float32"))
     return bounded.ratio(y.detach().numpy()).max() <= 1
 
 
@@ -129,9 +129,7 @@ def test_the_bound_follows_the_precision(torch, settings, note):
     settings("medium")
     y = net(torch.tensor(x), precision="medium").numpy()
     arithmetic = backend.load("torch").arithmetic
-    loose, tight = (
-        bounded_feed_forward(x, net, arithmetic=arithmetic("float32", precision=p)) for p in ("medium", "highest")
-    )
+    loose, tight = (looped_bound(x, net, arithmetic=arithmetic("float32", precision=p)) for p in ("medium", "highest"))
     assert loose.ratio(y).max() <= 1
     note(
         f"torch, precision medium: {tight.ratio(y).max():.2g} float32 bounds away, {loose.ratio(y).max():.2g} of its own"

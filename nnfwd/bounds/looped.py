@@ -1,145 +1,22 @@
-"""How far rounding may take a computed pass from the exact one: a bound derived for the very input, not a guess.
-
-The exact network is the placed weights; h is the exact activation for the exact stored input, and e bounds
-|computed - h|. e = 0 for the input. The bound holds for any order of summation, with or without fused multiply-add,
-with gradual underflow or with subnormals flushed to 0. It does not hold for Strassen-like products.
-
-With n the fan-in, u the unit roundoff, lambda the smallest normal and eta the smallest subnormal number, Omega the
-largest finite one and gamma_m = m u / (1 - m u), a Dense layer's weighted sum z is within E of its computed value:
-
-    A = sum |W| (|h| + e) + |b|,    c = (1 + u_in)^2 (1 + gamma_{n+1}(u_acc)) (1 + u_out)^2 - 1
-    E = sum |W| e + c A + (1 + c) U,    U the underflow of n products and sums
-
-    N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1
-    C.-P. Jeannerod and S. M. Rump, SIAM J. Matrix Anal. Appl. 34 (2013) 338-344: n u for gamma_n, with no restriction
-    P. Blanchard, N. J. Higham, F. Lopez, T. Mary, S. Pranesh, SIAM J. Sci. Comput. 42 (2020): wide sums
-    P. Blanchard, D. J. Higham, N. J. Higham, IMA J. Numer. Anal. 41 (2021) 2311-2330: softmax
-
-u_out enters twice: a wide sum is rounded to the narrow format, and so is the sum with the bias after it. Where no
-operation can round at all (small integers), c = U = 0 and the bound asks for equality. Where overflow is possible, here
-or before, e is infinite: nothing is claimed.
-"""
+"""The definition of the bound, by readable loops: one number at a time, as the reference computes."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from nnfwd.bounds.arithmetic import Arithmetic
+from nnfwd.bounds.result import Bounded
 from nnfwd.errors import ArrayError
 from nnfwd.layers import Chain, Dense, Layer, Scale, to_numpy
 from nnfwd.placement import accept
 from nnfwd.reference import FLOATS, VECTOR, activate, digits, each, is_vector, member, nested, scalar_form
 
-_FORMATS = {
-    "float16": (11, -14, 15),
-    "bfloat16": (8, -126, 127),
-    "float32": (24, -126, 127),
-    "float64": (53, -1022, 1023),
-}
-_ULP = {"exp": 8.0, "expm1": 8.0, "log1p": 8.0, "log": 8.0, "tanh": 8.0, "erfc": 16.0}
 _SLACK = 1 + 2.0**-40  # for the bound's own rounding
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """How a library rounds in one dtype: unit roundoffs, underflow, and the errors of its functions.
-
-    The defaults are IEEE arithmetic with sums in the dtype itself, and cautious errors for an unmeasured library.
-    """
-
-    dtype: str
-    u_in: float = 0.0
-    """Unit roundoff to which operands of a product are rounded first (TF32: 2**-11), 0 where they are not."""
-    u_acc: float | None = None
-    """Unit roundoff of the sums of products, None for the dtype's own."""
-    flushes: bool = False
-    """Whether subnormal numbers may become 0."""
-    ulp: Mapping[str, float] = field(default_factory=lambda: _ULP)
-    """Largest error of exp, expm1, log1p, log, tanh and erfc, in units in the last place."""
-
-    u: float = field(init=False)
-    smallest_normal: float = field(init=False)
-    smallest: float = field(init=False)
-    largest: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        p, low, high = _FORMATS[self.dtype]
-        values = {
-            "u": 2.0**-p,
-            "smallest_normal": 2.0**low,
-            "smallest": math.ldexp(1.0, low - p + 1),
-            "largest": (2 - 2.0 ** (1 - p)) * 2.0**high,
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def u_out(self) -> float:
-        """Unit roundoff to which a wide sum is rounded, 0 where sums are in the dtype itself."""
-        return 0.0 if self.u_acc is None else self.u
-
-    @property
-    def quantum(self) -> float:
-        """What a single underflow may lose."""
-        return self.smallest_normal if self.flushes else self.smallest
-
-
-def product_roundoff(dtype: str, precision: str) -> dict[str, float]:
-    """What a precision does to float32 products where tensor cores make them: operands rounded, sums truncated."""
-    if dtype != "float32" or precision == "highest":
-        return {}
-    return {"u_in": {"high": 2.0**-11, "medium": 2.0**-8}[precision], "u_acc": 2.0**-23}
-
-
-def arithmetic_of(backend: Any, dtype: str, *, precision: str = "highest") -> Arithmetic:
-    """How a backend rounds, cautiously where it does not say."""
-    own = getattr(backend, "arithmetic", None)
-    return Arithmetic(dtype, flushes=True) if own is None else own(dtype, precision=precision)
-
-
-@dataclass(frozen=True)
-class Bounded:
-    """Exact outputs and, element by element, how far a computed one may be from them.
-
-    `exact` is an object array of Python floats, or mpmath numbers for float64; `error` a float64 array of the same
-    shape, infinite where nothing is claimed because overflow is possible.
-    """
-
-    exact: np.ndarray
-    error: np.ndarray
-
-    @property
-    def unclaimed(self) -> np.ndarray:
-        """True where overflow is possible, and nothing is claimed."""
-        return np.isinf(self.error)
-
-    def ratio(self, y: Any, /) -> np.ndarray:
-        """|y - exact| / error for a computed NumPy array y of the same shape: inside where <= 1.
-
-        0 where nothing is claimed. Where NaN or infinity came in, 0 for the same IEEE class and infinity for another.
-        """
-        y = np.asarray(y)
-        if y.shape != self.exact.shape:
-            raise ArrayError(f"y {y.shape} cannot be compared with {self.exact.shape}")
-        pairs = zip(y.astype("float64").ravel().tolist(), self.exact.ravel(), self.error.ravel().tolist(), strict=True)
-        return np.array([_ratio(*p) for p in pairs], dtype="float64").reshape(y.shape)
-
-
-def _ratio(y: float, exact: Any, error: float) -> float:
-    if math.isinf(error):
-        return 0.0
-    value = float(exact)
-    if exact != exact or math.isinf(value):  # a mpmath number beyond float64 is unclaimed, so this is a true infinity
-        return 0.0 if (y != y and exact != exact) or y == value else math.inf
-    if not math.isfinite(y):
-        return math.inf
-    distance = float(abs(y - exact))
-    return 0.0 if distance == 0 else math.inf if error == 0 else distance / error
-
-
-def bounded_feed_forward(x: Any, layers: Any, /, *, arithmetic: Arithmetic) -> Bounded:
+def looped_bound(x: Any, layers: Any, /, *, arithmetic: Arithmetic) -> Bounded:
     """The exact output of a network for x and the bound on its computed value, by readable loops.
 
     Args:
