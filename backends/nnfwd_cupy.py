@@ -1,34 +1,49 @@
 """CuPy, on NVIDIA GPUs.
 
-Known to differ, from CuPy's documentation (nothing here has run on a GPU yet): subnormal float32 numbers become 0 in
-element-wise kernels; TF32 is off unless an environment variable of CuPy's turns it on; counting devices raises where
-there is no driver. CuPy's current device and stream are used; nothing synchronises but `to_numpy`.
+Known to differ, from the documentation and the sources of CuPy 14.2 and cuBLAS 13 (nothing here has run on a GPU yet):
+subnormal float32 numbers become 0 in element-wise kernels. Precision is a mode of the cuBLAS handle, of which every
+thread has one for each device: `scope` sets it and puts it back; "medium" is TF32. Where CUPY_TF32 is set, CuPy asks
+for TF32 in every product, which no handle can refuse and no thread unset for itself: "highest" then raises. A process
+forked once a GPU is in use is refused. CuPy's current device and stream are used; nothing synchronises but `to_numpy`.
 """
 
 import contextlib
-import os
+import types
 from collections.abc import Iterator
 from typing import Any
 
-import array_api_compat.cupy as xp
+import array_api_compat.cupy
 import cupy
 import numpy as np
 
+from nnfwd.backend import in_use
 from nnfwd.bounds import Arithmetic, tensor_cores
 from nnfwd.errors import BackendError, DtypeError
 
 __all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
 
 
+# CuPy computes one row times one column as an element-wise product, which it rounds to float16, and its sum.
+def _matmul(a: Any, b: Any, /) -> Any:
+    if a.dtype == "float16" and a.shape[:-1] == b.shape[1:] == (1,):
+        return _matmul(a.astype("float32"), b.astype("float32")).astype("float16")
+    return array_api_compat.cupy.matmul(a, b)
+
+
+xp: Any = types.SimpleNamespace(**{**vars(array_api_compat.cupy), "matmul": _matmul})
+
+
 def devices() -> tuple[str, ...]:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError:  # no driver, or no device
-        return ()
+    except cupy.cuda.runtime.CUDARuntimeError:  # no driver, no device, or a forked process
+        count = 0
+    in_use("cupy", count > 0)
     return tuple(f"cuda:{i}" for i in range(count))
 
 
 def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> Any:
+    in_use("cupy")
     if dtype == "bfloat16":
         raise DtypeError("nnfwd does not use CuPy's bfloat16 yet: use float16 or float32, or a backend that has it")
     if isinstance(device, str):
@@ -40,18 +55,31 @@ def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> Any
 
 
 def to_numpy(x: Any, /) -> np.ndarray:
+    in_use("cupy")
     return cupy.asnumpy(x)
+
+
+# Values of cublasMath_t, for which CuPy has no names: 3 allows TF32, 16 has products of float16 summed in float32.
+MATH_MODE = {"highest": 16, "high": 16 | 3, "medium": 16 | 3}
 
 
 @contextlib.contextmanager
 def scope(precision: str, x: Any, /) -> Iterator[None]:
-    if precision == "highest" and x.dtype == "float32" and int(os.environ.get("CUPY_TF32", "0")):
-        raise BackendError(
-            'precision="highest" was asked for and CUPY_TF32 is set: unset it before starting, '
-            'or ask for precision="high"'
-        )
+    in_use("cupy")
     with cupy.cuda.Device(x.device.id):  # CuPy computes on the current device, wherever the operands are
-        yield
+        asked = cupy._core.get_compute_type("float32")  # of the whole process
+        if precision == "highest" and x.dtype == "float32" and asked == cupy._core._routines_linalg.COMPUTE_TYPE_TF32:
+            raise BackendError(
+                'precision="highest" was asked for and CuPy is set to TF32: start without CUPY_TF32, '
+                'or ask for precision="high"'
+            )
+        handle = cupy.cuda.get_cublas_handle()  # of this thread and device
+        before = cupy.cuda.cublas.getMathMode(handle)
+        cupy.cuda.cublas.setMathMode(handle, MATH_MODE[precision])
+        try:
+            yield
+        finally:
+            cupy.cuda.cublas.setMathMode(handle, before)
 
 
 def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:

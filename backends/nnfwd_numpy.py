@@ -40,9 +40,9 @@ def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
     return Arithmetic(dtype, u_acc=2.0**-24 if dtype == "float16" else None, ulp=ULP[dtype])
 
 
-# Largest error of NumPy's functions in units in the last place, as tests/test_ulp.py measures them.
+# Largest errors of NumPy's functions in ulp, by `python -m nnfwd.ulp`: tanh without AVX2, the others with AVX-512.
 ULP = {
     "float16": {"exp": 0.62, "expm1": 0.62, "log1p": 0.62, "log": 0.62, "tanh": 0.62, "erfc": 0.62},
     "float32": {"exp": 3.0, "expm1": 3.1, "log1p": 2.2, "log": 3.2, "tanh": 2.6, "erfc": 8.4},
-    "float64": {"exp": 1.2, "expm1": 1.2, "log1p": 1.2, "log": 1.2, "tanh": 2.2, "erfc": 5.5},
+    "float64": {"exp": 1.2, "expm1": 1.2, "log1p": 1.2, "log": 1.2, "tanh": 2.7, "erfc": 7.0},
 }

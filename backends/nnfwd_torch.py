@@ -2,7 +2,9 @@
 
 Known to differ: the precision of float32 products is a setting of the whole process, seen by every thread. It is read
 and never changed: a setting looser than the precision asked for raises, naming the call to make. So does autocast,
-under which a product would not have the dtype of its operands. bfloat16 products flush subnormal numbers to 0.
+under which a product would not have the dtype of its operands. bfloat16 products flush subnormal numbers to 0. A
+process forked once CUDA is in use is refused CUDA; on a CPU, one forked once PyTorch's threads are in use waits for
+ever in a large product, unless it calls `torch.set_num_threads(1)` first.
 """
 
 import contextlib
@@ -14,6 +16,7 @@ import array_api_compat.torch
 import numpy as np
 import torch
 
+from nnfwd.backend import forked
 from nnfwd.bounds import Arithmetic, tensor_cores
 from nnfwd.errors import BackendError
 
@@ -39,9 +42,17 @@ def devices() -> tuple[str, ...]:
     return ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _lost(device: str) -> bool:
+    """Whether devices of this type were in use when this process was forked, and cannot be used in it."""
+    return device == "cuda" and torch.cuda._is_in_bad_fork()
+
+
 def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> torch.Tensor:
     if device is None and like is not None:
         device = like.device
+    if device is not None and _lost(torch.device(device).type):
+        raise forked("torch")
     if isinstance(a, torch.Tensor):
         return a.to(device=device, dtype=getattr(torch, dtype))
     # A weight first placed in inference mode would be refused by autograd ever after.
@@ -72,6 +83,8 @@ def _setting(device: str) -> str:
 @contextlib.contextmanager
 def scope(precision: str, x: torch.Tensor, /) -> Iterator[None]:
     allowed = {"highest": ("highest",), "high": ("highest", "high"), "medium": ("highest", "high", "medium")}[precision]
+    if _lost(x.device.type):
+        raise forked("torch")
     setting = _setting(x.device.type)
     if setting == "autocast":
         raise BackendError("torch.autocast would change the dtype of the products: leave it for this call")
@@ -100,7 +113,7 @@ def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
     return Arithmetic(dtype, flushes=dtype == "bfloat16" or precision == "medium", ulp=ULP[dtype], **products)
 
 
-# Largest error of PyTorch's functions on a CPU in units in the last place, as tests/test_ulp.py measures them.
+# Largest errors of PyTorch's functions on CPUs in ulp, by `python -m nnfwd.ulp`.
 ULP = {
     "float16": {"exp": 0.62, "expm1": 0.62, "log1p": 0.62, "log": 0.62, "tanh": 0.62, "erfc": 0.62},
     "bfloat16": {"exp": 0.62, "expm1": 0.62, "log1p": 0.62, "log": 0.62, "tanh": 0.62, "erfc": 0.62},

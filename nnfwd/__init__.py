@@ -13,6 +13,8 @@ from nnfwd.layers import Activation, Dense, Scale
 from nnfwd.network import Network
 
 if TYPE_CHECKING:
+    from nnfwd.bounds import Bounded, error_bound
+    from nnfwd.checking import Report, check
     from nnfwd.io import Limits, load, save
     from nnfwd.reference import looped_feed_forward
 
@@ -20,13 +22,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Activation",
+    "Bounded",
     "Dense",
     "Limits",
     "Network",
+    "Report",
     "Scale",
     "Trace",
     "activations",
     "backends",
+    "check",
+    "error_bound",
     "errors",
     "feed_forward",
     "load",
@@ -35,7 +41,16 @@ __all__ = [
     "trace",
 ]
 
-_LAZY = {"Limits": "nnfwd.io", "load": "nnfwd.io", "save": "nnfwd.io", "looped_feed_forward": "nnfwd.reference"}
+_LAZY = {
+    "Bounded": "nnfwd.bounds",
+    "Limits": "nnfwd.io",
+    "Report": "nnfwd.checking",
+    "check": "nnfwd.checking",
+    "error_bound": "nnfwd.bounds",
+    "load": "nnfwd.io",
+    "looped_feed_forward": "nnfwd.reference",
+    "save": "nnfwd.io",
+}
 _MODULES = ("bounds", "demo", "explain", "io", "plot", "reference")
 
 

@@ -13,12 +13,15 @@ Three things a backend *may* have besides; without them the plain pass runs:
     keeps(a, /)                                      whether a placed weight may be kept for later calls
     arithmetic(dtype, /, *, precision, device)       how the library rounds there, a `nnfwd.bounds.Arithmetic`;
                                                      `device` is one of the strings of `devices()`
+
+One whose library runs threads or holds a GPU calls `in_use` wherever it uses it: a forked process has neither.
 """
 
 import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import os
 import re
 import types
 from typing import Any, Protocol
@@ -120,6 +123,8 @@ def load(backend: str | types.ModuleType, /) -> Backend:
     found = _load(name)
     try:
         usable = found.devices()
+    except BackendError:
+        raise
     except Exception as error:  # a driver or a setting may fail in any way, and it is the user's to mend
         raise BackendError(f"{name} is installed but broken: {_line(error)}") from error
     if not usable:
@@ -142,6 +147,30 @@ def _load(name: str) -> Backend:
     if lacking:
         raise BackendError(f"the module {PREFIX}{name} is no backend: it has no {', '.join(lacking)}")
     return module
+
+
+_in_use: set[str] = set()
+_left: set[str] = set()  # in use when this process was forked
+
+
+def in_use(name: str, now: bool = True, /) -> None:
+    """Notes that a library runs threads or holds a GPU, if `now`. Raises `forked` in a process forked since."""
+    if name in _left:
+        raise forked(name)
+    if now:
+        _in_use.add(name)
+
+
+def forked(name: str, /) -> BackendError:
+    """The error of a library that was in use when this process was forked."""
+    return BackendError(
+        f"{name} was in use when this process was forked, which left its threads and GPU behind: "
+        "start processes with multiprocessing.get_context('spawn')"
+    )
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=lambda: _left.update(_in_use))
 
 
 class _Standard:

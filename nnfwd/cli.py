@@ -101,6 +101,23 @@ def _parser() -> argparse.ArgumentParser:
     _model(described)
     described.add_argument("--json", action="store_true", help="print JSON")
 
+    checked = command(
+        "check",
+        _check,
+        "hold every backend of this machine to the rounding-error bound",
+        "nnfwd check model.npz --data x.npy --backends numpy,jax",
+    )
+    checked.add_argument("model", metavar="MODEL", type=Path, nargs="?", help="a network: .npz, besides random ones")
+    checked.add_argument("--data", metavar="X", type=Path, help="inputs (..., in) for it: .npy, .npz or .csv")
+    checked.add_argument("--backends", metavar="NAMES", default="all", help="say numpy,jax (default: all)")
+    checked.add_argument("--dtypes", metavar="DTYPES", help="say float32,float64 (default: all)")
+    checked.add_argument(
+        "--precision", choices=_backend.PRECISIONS, default="highest", help="of products (default: highest)"
+    )
+    checked.add_argument("--plot", metavar="FILE", type=Path, help="draw |error| / bound: .png, .svg or .pdf")
+    checked.add_argument("--json", action="store_true", help="print JSON")
+    checked.add_argument("--force", action="store_true", help="replace FILE if it exists")
+
     plot = command("plot", _plot, "draw a picture", "nnfwd plot network --x 1.5,2,3 -o network.svg")
     plot.add_argument("what", metavar="WHAT", choices=_PICTURES, help=", ".join(_PICTURES))
     _model(plot)
@@ -161,6 +178,7 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+_PICTURE_KINDS = (".png", ".svg", ".pdf")
 _PICTURES = ("activation", "activations", "node", "weight", "bias", "network")
 
 
@@ -174,7 +192,7 @@ def _plot(options: argparse.Namespace) -> int:
         raise DataFileError(
             f"{options.what} draws no MODEL, and {options.model} was given: name a function by --activation"
         )
-    check_new(path, (".png", ".svg", ".pdf"), force=options.force)
+    check_new(path, _PICTURE_KINDS, force=options.force)
     name = options.activation
     if options.what == "activation":
         ax = plot.activation(name)
@@ -200,6 +218,43 @@ def _demo(options: argparse.Namespace) -> int:
     for line in demo(options.output):
         print(line, flush=True)
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nnfwd import checking, plot
+    from nnfwd.io.arrays import check_new, read_array
+    from nnfwd.io.files import replacing
+
+    if options.data is not None and options.model is None:
+        raise DataFileError(f"--data {options.data} needs a MODEL to run it")
+    if options.plot is not None:
+        check_new(options.plot, _PICTURE_KINDS, force=options.force)
+    os.environ.setdefault("JAX_ENABLE_X64", "1")  # this process is ours, and JAX has no float64 without
+    net = None if options.model is None else nnfwd.load(options.model)
+    x = None if options.data is None else read_array(options.data)[0]
+    rows: list[checking.Row] = []
+    failures: list[checking.Failure] = []
+    not_run: list[str] = []
+    for found in checking.checked(
+        net,
+        x,
+        backends="all" if options.backends == "all" else options.backends.split(","),
+        dtypes=options.dtypes.split(",") if options.dtypes else checking.DTYPES,
+        precision=options.precision,
+    ):
+        if isinstance(found, str):
+            not_run.append(found)
+            continue
+        if not options.json:
+            print(*(() if rows else (checking.HEADER,)), checking.line(found[0]), sep="\n", flush=True)
+        rows.append(found[0])
+        failures += [found[1]] if found[1] else []
+    report = checking.Report(tuple(rows), tuple(failures), tuple(not_run))
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report.summary)
+    if options.plot is not None:
+        with replacing(options.plot) as file:
+            plot.agreement(report).figure.savefig(file, format=options.plot.suffix[1:].lower(), dpi=160)
+    return 0 if report.ok else 1
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnfwd import backend as _backend
-from nnfwd.bounds import Bounded, arithmetic_of, looped_bound
+from nnfwd.bounds import error_bound
 from nnfwd.forward import trace
 from nnfwd.io import load
 from nnfwd.network import Network
@@ -71,15 +71,10 @@ def _digits() -> Iterator[str]:
     yield ""
     yield "   backend device     rows  accuracy  time a pass  largest error, in units of its bound"
     x = images.astype("float32")
-    bounds: dict[str, Bounded] = {}
     predicted = np.zeros(len(x), dtype=int)
     for info in _backend.backends(devices=True):
         for device in info.devices or ():
             adapter = _backend.load(info.name)
-            arithmetic = arithmetic_of(adapter, "float32")
-            key = repr(arithmetic)
-            if key not in bounds:
-                bounds[key] = looped_bound(x, net, arithmetic=arithmetic)
             run = net.compile(backend=info.name, device=device, dtype="float32")
             placed = adapter.place(x, dtype="float32", device=device)
             y = adapter.to_numpy(run(placed))
@@ -89,7 +84,7 @@ def _digits() -> Iterator[str]:
                 y = adapter.to_numpy(run(placed))
                 times.append(time.perf_counter() - start)
             predicted = y.argmax(axis=-1)
-            accuracy, worst = np.mean(predicted == labels), bounds[key].ratio(y).max()
+            accuracy, worst = np.mean(predicted == labels), error_bound(net, placed).ratio(y).max()
             verdict = "inside" if worst <= 1 else "OUTSIDE"
             middle = sorted(times)[2] * 1e3
             yield f"   {info.name:8}{device:10}{len(x):5}{accuracy:10.2%}{middle:10.2f} ms   {worst:.2f}, {verdict}"

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nnfwd import backend as _backend
-from nnfwd.bounds import arithmetic_of, looped_bound
+from nnfwd.bounds import error_bound
 from nnfwd.errors import ShapeError
 from nnfwd.forward import trace
 from nnfwd.layers import Dense, Layer, Scale, leaves, to_numpy
@@ -45,7 +44,7 @@ def explain(net: Network, x: Any, /, *, width: int = 100) -> str:
         h = after
     lines += ["", f"by loops     {_row(np.array(h))}", f"by matrices  {_row(t.y)}"]
     if all(layer.activation.is_named for layer in net):
-        bounded = looped_bound(t.x, net, arithmetic=arithmetic_of(_backend.load("numpy"), "float64"))
+        bounded = error_bound(net, t.x)
         agree = all(bounded.ratio(np.array(y)).max() <= 1 for y in (h, t.y))
         verdict = "Both agree: inside the rounding-error bound" if agree else "THEY DIFFER by more than rounding can"
     else:

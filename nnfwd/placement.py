@@ -56,16 +56,20 @@ def device_of(x: Array, /) -> Any:
     return None if hasattr(device, "device_set") else device
 
 
-def nearest(value: float, dtype: str) -> float:
-    """The number of a dtype nearest to a Python float; infinite beyond the largest."""
-    if dtype == "float64" or value is None:
-        return value
+def rounded(a: np.ndarray, dtype: str, /) -> np.ndarray:
+    """An array rounded to the nearest numbers of a dtype, infinite beyond the largest; bfloat16 stands in float32."""
     with np.errstate(all="ignore"):
         if dtype != "bfloat16":
-            return float(np.dtype(dtype).type(value))
-        bits = int(np.float32(value).view("uint32"))
-        even = (bits >> 16) & 1  # ties go to even
-        return float(np.uint32((bits + 0x7FFF + even) & 0xFFFF0000).view("float32")) if np.isfinite(value) else value
+            return a.astype(dtype)
+        wide = a.astype("float32")
+        bits = wide.view("uint32")
+        near = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) & np.uint32(0xFFFF0000)  # ties go to even
+        return np.where(np.isfinite(wide), near.view("float32"), wide)
+
+
+def nearest(value: float, dtype: str) -> float:
+    """The number of a dtype nearest to a Python float; infinite beyond the largest."""
+    return value if dtype == "float64" or value is None else float(rounded(np.asarray(value), dtype))
 
 
 nearest._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as backend._find
@@ -233,7 +237,7 @@ def meet_device(a: Array, x: Array, adapter: Backend) -> None:
     """Raises `DeviceError` where a weight and x, arrays of one library, are on two devices."""
     here, there = device_of(a), device_of(x)
     if None not in (here, there) and here != there:
-        here, there = _device_name(adapter, here), _device_name(adapter, there)
+        here, there = _named(adapter, here), _named(adapter, there)
         raise DeviceError(f"the weights are on {here} and x is on {there}: move one, with device={here!r}")
 
 
@@ -248,7 +252,13 @@ def meet(a: Array, adapter: Backend) -> None:
         )
 
 
-def _device_name(adapter: Backend, device: Any) -> str:
+def device_name(adapter: Backend, x: Array, /) -> str | None:
+    """The string of `adapter.devices()` for where x is, None where it is on no single device."""
+    device = device_of(x)
+    return None if device is None else _named(adapter, device)
+
+
+def _named(adapter: Backend, device: Any) -> str:
     """The string of `adapter.devices()` that means this device object."""
     one = np.zeros(1, dtype="float32")
     every = adapter.devices()

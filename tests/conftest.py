@@ -3,6 +3,7 @@
 import collections
 import os
 import statistics
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,18 +20,33 @@ settings.register_profile(
 )
 settings.load_profile("nnfwd")
 
-Row = collections.namedtuple("Row", "elements unclaimed worst")
-_rows: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
+Row = collections.namedtuple("Row", "regime elements unclaimed worst")
+
+
+class Count:
+    """The networks run so far at each place, in each dtype and precision."""
+
+    rows: ClassVar[dict[tuple[str, str, str], list[Row]]] = collections.defaultdict(list)
+
+    def __call__(self, place, case, precision, ratio, unclaimed):
+        row = Row(case.regime, ratio.size, int(unclaimed.sum()), float(ratio.max(initial=0.0)))
+        self.rows[str(place), case.dtype, precision].append(row)
+
+    def most_unclaimed(self, dtype, precision):
+        """The largest share of elements about which nothing is claimed, outside the regime of huge numbers."""
+        every = (rows for key, rows in self.rows.items() if key[1:] == (dtype, precision))
+        return max(share(row for row in rows if row.regime != "huge") for rows in every)
+
+
+def share(rows):
+    rows = list(rows)
+    return sum(row.unclaimed for row in rows) / max(sum(row.elements for row in rows), 1)
 
 
 @pytest.fixture(scope="session")
 def count():
-    """Records one network run at a place in a dtype: `count(place, dtype, ratio, unclaimed)`."""
-
-    def record(place, dtype, ratio, unclaimed):
-        _rows[str(place), dtype].append(Row(ratio.size, int(unclaimed.sum()), float(ratio.max(initial=0.0))))
-
-    return record
+    """Records one network run: `count(place, case, precision, ratio, unclaimed)`."""
+    return Count()
 
 
 _notes: list[str] = []
@@ -60,15 +76,18 @@ def pytest_terminal_summary(terminalreporter):
         report.write_line(f"not run: {name}, {reason}")
     for line in _notes:
         report.write_line(line)
-    if _rows:
+    if Count.rows:
         report.write_line(
-            f"{'place':32}{'dtype':10}{'networks':>9}{'elements':>10}{'unclaimed':>10}{'worst':>8}{'median':>9}"
+            f"{'place':27}{'dtype':9}{'precision':10}{'networks':>9}{'elements':>9}{'unclaimed':>10}{'in huge':>8}{'worst':>7}{'median':>9}"
         )
-        report.write_line("(worst and median: a network's largest |error| / bound; inside is <= 1)")
-    for (place, dtype), rows in sorted(_rows.items()):
-        elements = sum(row.elements for row in rows)
+        report.write_line(
+            "(unclaimed: outside the huge regime; worst, median: of the networks' largest |error| / bound)"
+        )
+    for (place, dtype, precision), rows in sorted(Count.rows.items()):
+        usual = share(row for row in rows if row.regime != "huge")
+        huge = share(row for row in rows if row.regime == "huge")
         worst = [row.worst for row in rows]
         report.write_line(
-            f"{place:32}{dtype:10}{len(rows):9}{elements:10}{sum(row.unclaimed for row in rows) / max(elements, 1):10.1%}"
-            f"{max(worst):8.2f}{statistics.median(worst):9.1e}"
+            f"{place:27}{dtype:9}{precision:10}{len(rows):9}{sum(row.elements for row in rows):9}{usual:10.1%}{huge:8.0%}"
+            f"{max(worst):7.2f}{statistics.median(worst):9.1e}"
         )

@@ -3,18 +3,24 @@
 It proves the spelling of nnfwd_cupy.py, not its behaviour: which names of CuPy are used, with which arguments, and that
 every array is where CuPy would want it. Nothing here has run on a GPU; rounding, streams and speed are NumPy's.
 
-There are two devices. Of CuPy's rules it keeps the three that can be broken by a spelling:
+There are two devices. Of CuPy's rules it keeps those that can be broken by a spelling:
 
     new arrays are made on the current device, the operands' devices notwithstanding
     an operation takes arrays of the current device only (CuPy lets others pass, with a warning, where the hardware does)
     nothing becomes a NumPy array by itself
+    the current device, and for each device a cuBLAS handle with its math mode, are a thread's own; CUPY_TF32 is read once
+    one row times one column is an element-wise product, rounded, and its sum
+    in a forked process nothing works
 
 `install()` puts it in the place of `cupy` and `array_api_compat.cupy`, for the whole process: use a process of its own.
 """
 
 import importlib.machinery
+import itertools
 import operator
+import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,11 +29,36 @@ import array_api_compat
 import numpy as np
 
 COUNT = 2
-_current = [0]
+
+
+class _Thread(threading.local):
+    """What CUDA and CuPy keep for each thread: the devices that became current, and cuBLAS handles by device."""
+
+    def __init__(self) -> None:
+        self.devices = [0]
+        self.handles: dict[int, int] = {}
+
+
+_thread = _Thread()
 
 
 class CUDARuntimeError(RuntimeError):
     """What CuPy raises where a call to the CUDA runtime fails."""
+
+
+_forks: list[bool] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forks.append(True))
+
+
+def _cuda_works() -> None:
+    if _forks:
+        raise CUDARuntimeError("cudaErrorInitializationError: initialization error")
+
+
+def _count() -> int:
+    _cuda_works()
+    return COUNT
 
 
 class Device:
@@ -36,7 +67,7 @@ class Device:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, device: Any = None) -> None:
-        self._id = _current[-1] if device is None else int(device)
+        self._id = _thread.devices[-1] if device is None else int(device)
 
     @property
     def id(self) -> int:
@@ -52,13 +83,14 @@ class Device:
         return f"<CUDA Device {self._id}>"
 
     def __enter__(self) -> "Device":
+        _cuda_works()
         if self._id not in range(COUNT):
             raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
-        _current.append(self._id)
+        _thread.devices.append(self._id)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _current.pop()
+        _thread.devices.pop()
 
 
 class ndarray:  # noqa: N801, this is CuPy's name
@@ -68,7 +100,7 @@ class ndarray:  # noqa: N801, this is CuPy's name
 
     def __init__(self, host: Any, on: int | None = None) -> None:
         self._host = np.asarray(host)
-        self._on = _current[-1] if on is None else on
+        self._on = _thread.devices[-1] if on is None else on
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         raise TypeError(
@@ -92,6 +124,7 @@ class ndarray:  # noqa: N801, this is CuPy's name
         return self._host.ndim
 
     def get(self) -> np.ndarray:
+        _cuda_works()
         return self._host.copy()
 
     def astype(self, dtype: Any, copy: bool = True) -> "ndarray":
@@ -104,9 +137,9 @@ class ndarray:  # noqa: N801, this is CuPy's name
 def _operand(a: Any) -> Any:
     """What an operation computes with: an array of the current device, or a number."""
     if isinstance(a, ndarray):
-        if a._on != _current[-1]:
+        if a._on != _thread.devices[-1]:
             raise ValueError(
-                f"The device where the array resides ({a._on}) is different from the current device ({_current[-1]}). "
+                f"The device where the array resides ({a._on}) is different from the current device ({_thread.devices[-1]}). "
                 "Peer access is unavailable between these devices."
             )
         return a._host
@@ -146,7 +179,7 @@ def _view(function: Callable[..., Any]) -> Callable[..., ndarray]:
 def asarray(a: Any, dtype: Any = None) -> ndarray:
     """The array on the current device: itself if it is there already in that dtype."""
     if isinstance(a, ndarray):
-        if a._on == _current[-1] and (dtype is None or a.dtype == dtype):
+        if a._on == _thread.devices[-1] and (dtype is None or a.dtype == dtype):
             return a
         a = a._host
     return ndarray(np.array(a, dtype=dtype))
@@ -161,6 +194,43 @@ def _astype(a: ndarray, dtype: Any) -> ndarray:
     return a.astype(dtype)
 
 
+_handles = itertools.count(1)
+_modes: dict[int, int] = {}
+products: list[tuple[str, int]] = []
+"""The dtype and the math mode of every matrix product, in order."""
+
+
+def get_cublas_handle() -> int:
+    """The cuBLAS handle of this thread for the current device."""
+    handles, device = _thread.handles, _thread.devices[-1]
+    if device not in handles:
+        handles[device] = next(_handles)
+        _modes[handles[device]] = 0
+    return handles[device]
+
+
+def matmul(a: ndarray, b: ndarray) -> ndarray:
+    """The matrix product, noted in `products`."""
+    products.append((str(a.dtype), _modes[get_cublas_handle()]))
+    return _launch(_row_times_column if a.shape[:-1] == b.shape[1:] == (1,) else np.matmul, a, b)
+
+
+def _row_times_column(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    rounded = a.ravel() * b.ravel()
+    return rounded.sum(dtype=np.result_type(a, np.float32), keepdims=True).astype(a.dtype).reshape(1, 1)
+
+
+_TBD, _DEFAULT, _TF32 = 0, 1, 7
+_compute_types = {"float32": _TBD}
+
+
+def get_compute_type(dtype: str) -> int:
+    """What cuBLAS is asked for in products of this dtype, by the whole process."""
+    if _compute_types[dtype] == _TBD:
+        _compute_types[dtype] = _TF32 if int(os.getenv("CUPY_TF32", "0")) > 0 else _DEFAULT
+    return _compute_types[dtype]
+
+
 class _Info:
     """The inspection functions of the Array API."""
 
@@ -168,20 +238,20 @@ class _Info:
         return {"real floating": np.dtype("float64")}
 
 
-_runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: COUNT)
-CUPY = {
-    "ndarray": ndarray,
-    "asarray": asarray,
-    "asnumpy": asnumpy,
-    "cuda": types.SimpleNamespace(Device=Device, runtime=_runtime),
-}
+_runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=_count)
+_cublas = types.SimpleNamespace(getMathMode=_modes.__getitem__, setMathMode=_modes.__setitem__)
+_linalg = types.SimpleNamespace(COMPUTE_TYPE_TBD=_TBD, COMPUTE_TYPE_DEFAULT=_DEFAULT, COMPUTE_TYPE_TF32=_TF32)
+_core = types.SimpleNamespace(
+    _routines_linalg=_linalg, get_compute_type=get_compute_type, set_compute_type=_compute_types.__setitem__
+)
+_cuda = types.SimpleNamespace(Device=Device, cublas=_cublas, get_cublas_handle=get_cublas_handle, runtime=_runtime)
+CUPY = {"_core": _core, "asarray": asarray, "asnumpy": asnumpy, "cuda": _cuda, "ndarray": ndarray}
 _KERNELS = (
     "abs",
     "exp",
     "expm1",
     "log",
     "log1p",
-    "matmul",
     "max",
     "maximum",
     "minimum",
@@ -195,6 +265,7 @@ NAMESPACE = {
     "astype": _astype,
     "finfo": np.finfo,
     "float32": np.float32,
+    "matmul": matmul,
     "matrix_transpose": _view(np.matrix_transpose),
     "reshape": _view(np.reshape),
     "__array_namespace_info__": _Info,
@@ -210,6 +281,10 @@ def offered() -> list[str]:
     return [
         *(f"cupy.{name}" for name in CUPY),
         *(f"cupy.ndarray.{name}" for name in own(ndarray)),
+        *(f"cupy._core.{name}" for name in vars(_core)),
+        *(f"cupy._core._routines_linalg.{name}" for name in vars(_linalg)),
+        *(f"cupy.cuda.{name}" for name in vars(_cuda) if name != "cublas"),
+        *(f"cupy.cuda.cublas.{name}" for name in vars(_cublas)),
         *(f"cupy.cuda.Device.{name}" for name in own(Device)),
         *(f"cupy.cuda.runtime.{name}" for name in vars(_runtime)),
         *(f"array_api_compat.cupy.{name}" for name in NAMESPACE),

@@ -6,13 +6,13 @@ import pickle
 import agreement
 import numpy as np
 import pytest
-from cases import rounded
 from places import DTYPES, need, places
 
 import nnfwd
 from nnfwd import Activation, Network, activations
 from nnfwd.bounds import arithmetic_of, looped_bound
 from nnfwd.errors import DtypeError, UnknownNameError
+from nnfwd.placement import rounded
 
 REQUIRED = {"prelu": {"negative_slope": 0.3}, "clip": {"lower": -1.5, "upper": 2.5}}
 VECTORS = ("softmax", "log_softmax")

@@ -1,18 +1,21 @@
 """The bound and the comparison are sharp: what is wrong is seen to be wrong."""
 
-import dataclasses
 import itertools
 import math
 
 import agreement
 import numpy as np
 import pytest
+from cases import cases
+from hypothesis import given
 from networks import inputs, mixed, tutorial
-from places import Place, places
+from places import DTYPES, Place, places
 
 import nnfwd
 from nnfwd import Dense, Network, backend
-from nnfwd.bounds import Arithmetic, Bounded, arithmetic_of, looped_bound
+from nnfwd.bounds import Arithmetic, Bounded, arithmetic_of, array_bound, error_bound, looped_bound
+from nnfwd.demo import digits as digits_network
+from nnfwd.reference import digits
 
 NUMPY = Place("numpy", "cpu")
 
@@ -109,9 +112,9 @@ def test_float64_is_judged_with_more_than_float64():
 
 
 def test_overflow_is_unclaimed_and_nan_keeps_its_class():
-    net = Network([Dense([[1e30, 1e30]], [0.0])])
+    net = Network([Dense(np.full((1, 2), 1e30, "float32"), [0.0])])
     arithmetic = Arithmetic("float32")
-    assert looped_bound([1e30, 1.0], net, arithmetic=arithmetic).unclaimed.all()
+    assert looped_bound(np.array([1e30, 1.0], "float32"), net, arithmetic=arithmetic).unclaimed.all()
     came_in = looped_bound([[math.inf, 1.0], [math.inf, -math.inf]], net, arithmetic=arithmetic)
     assert not came_in.unclaimed.any()
     assert list(came_in.ratio(np.array([[math.inf], [math.nan]])).ravel()) == [0, 0]
@@ -126,12 +129,111 @@ def test_arithmetic_of_every_format():
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("ingredient", [{"u_acc": 0.0}, {"ulp": dict.fromkeys(Arithmetic("float32").ulp, 0.0)}])
-def test_an_ingredient_left_out_makes_the_bound_smaller(case, ingredient):
-    net, x, bounded = case
-    full = arithmetic_of(backend.load("numpy"), "float32")
-    less = looped_bound(x, net, arithmetic=dataclasses.replace(full, **ingredient))
-    assert (less.error < bounded.error).all()
+HOW = [
+    pytest.param(dtype, changes, id=f"{dtype}-{name}")
+    for dtype in DTYPES
+    for name, changes in {
+        "ieee": {},
+        "flushing": {"flushes": True},
+        "wide sums": {"u_acc": 2.0**-24, "flushes": True}
+        if dtype.endswith("16")
+        else {"u_in": 2.0**-10, "u_acc": 2.0**-23},
+    }.items()
+    if dtype != "float64" or name != "wide sums"
+]
+
+
+@pytest.mark.parametrize(("dtype", "changes"), HOW)
+def test_the_bound_in_arrays_is_that_of_the_loops(dtype, changes, note):
+    """Never below, at most 1.01 of it, and the exact value inside; but for a few of the smallest float64 numbers."""
+    arithmetic = Arithmetic(dtype, **changes)
+    largest = []
+
+    @given(case=cases(dtype))
+    def every_network(case):
+        looped = looped_bound(case.x, case.network, arithmetic=arithmetic)
+        arrays = array_bound(case.x, case.network, arithmetic=arithmetic)
+        assert (looped.unclaimed == arrays.unclaimed).all()
+        claimed = ~looped.unclaimed
+        below, above = looped.error[claimed], arrays.error[claimed]
+        few = 4 * Arithmetic("float64").smallest
+        assert (above + few >= below).all()
+        assert (above <= 1.01 * below + few).all()
+        normal = below > Arithmetic("float64").smallest_normal
+        largest.append((above[normal] / below[normal]).max(initial=1))
+        for wide, exact, room in zip(arrays.exact[claimed], looped.exact[claimed], above - below, strict=True):
+            if np.isfinite(wide):
+                assert abs(number(wide) - exact) <= room + few
+
+    every_network()
+    note(f"bound in arrays / by loops, {dtype} {', '.join(changes) or 'ieee'}: at most {max(largest):.6f}")
+
+
+def number(wide):
+    """A wide float as a number of the loops'."""
+    return digits().number(float(wide)) + digits().number(float(wide - float(wide)))
+
+
+def test_ten_thousand_rows():
+    net, images, _ = digits_network()
+    net, x = net.to("numpy", dtype="float32"), np.tile(images, (23, 1))[:10_000].astype("float32")
+    bounded = error_bound(net, x)
+    assert bounded.exact.shape == bounded.error.shape == (10_000, 10)
+    assert not bounded.unclaimed.any()
+    assert 0 < bounded.ratio(net(x)).max() < 1
+
+
+def test_error_bound_follows_dtype_backend_and_precision():
+    net, x = tutorial()
+    plain = error_bound(net, x)
+    assert 0 < plain.error[0] < 1e-15
+    assert abs(float(plain.exact[0]) - 0.83545566) < 1e-8  # published
+    half = error_bound(net, x, dtype="float16")
+    assert half.error[0] > 1e12 * plain.error[0]
+    assert half.ratio(net(x, dtype="float16")).max() <= 1
+    single, coarse = (
+        error_bound(net, x, backend="emulated", dtype="float32", precision=p) for p in ("highest", "high")
+    )
+    assert coarse.error[0] > 100 * single.error[0]
+    y = net(x, backend="emulated", dtype="float32", precision="high")
+    assert coarse.ratio(y).max() <= 1 < single.ratio(y).max()
+    with pytest.raises(nnfwd.errors.UnknownNameError, match="unknown precision"):
+        error_bound(net, x, precision="best")
+    with pytest.raises(nnfwd.errors.DtypeError, match="numpy has no bfloat16"):
+        error_bound(net, x, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("place", places(), ids=str)
+def test_error_bound_takes_the_arrays_of_any_library(place):
+    net, x = mixed(), inputs(5, 4)
+    bounded = error_bound(net, place.put(x, "float32"))
+    agreement.check(net(place.put(x, "float32")), place, "float32", bounded)
+
+
+def test_a_float64_without_wider_floats_goes_by_the_loops(monkeypatch):
+    net, x = mixed("float64"), inputs(3, 4, dtype="float64")
+    wide = error_bound(net, x)
+    monkeypatch.setattr("nnfwd.bounds.arrays._WIDE", False)
+    looped = error_bound(net, x)
+    assert looped.exact.dtype == object
+    assert (looped.error <= wide.error).all()
+
+
+def test_numbers_that_are_not_of_the_dtype_are_refused():
+    for form in (looped_bound, array_bound):
+        with pytest.raises(nnfwd.errors.DtypeError, match="x holds numbers that float32 does not"):
+            form([0.1], [Dense([[1.0]])], arithmetic=Arithmetic("float32"))
+        with pytest.raises(nnfwd.errors.DtypeError, match="layer 1 holds numbers that bfloat16 does not"):
+            form([1.0], [Dense([[1.0]]), Dense([[1.01]])], arithmetic=Arithmetic("bfloat16"))
+
+
+def test_a_callable_of_ones_own_is_refused():
+    def double(x, /, *, xp):
+        return 2 * x
+
+    for form in (looped_bound, array_bound):
+        with pytest.raises(nnfwd.errors.ArrayError, match="the rounding of the activation double is unknown"):
+            form([1.0], [Dense([[1.0]], None, double)], arithmetic=Arithmetic("float32"))
 
 
 def test_shapes():

@@ -13,11 +13,10 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import re
-import subprocess
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from unittest import mock
 import cupy_stand_in
 import numpy as np
 import pytest
+from elsewhere import elsewhere, forked
 from places import REQUIRED, places
 
 import nnfwd
@@ -36,23 +36,6 @@ from nnfwd.bounds import Arithmetic, arithmetic_of
 from nnfwd.errors import ArrayError, BackendError, DeviceError, DtypeError
 
 FUNCTIONS = {"exp", "expm1", "log1p", "log", "tanh", "erfc"}
-
-
-def elsewhere(function: Callable[[Any], Any], argument: Any = None, *, strict: bool = False) -> Any:
-    """What a function of this module returns in a process of its own; with `strict`, a warning there is an error."""
-    code = f"import json, sys, test_cupy; print(json.dumps(test_cupy.{function.__name__}(json.load(sys.stdin))))"
-    environment = {key: value for key, value in os.environ.items() if key != "CUPY_TF32"}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, *(["-W", "error"] if strict else []), "-c", code],
-        input=json.dumps(argument),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # The cases. They run in the other process, where `cupy` is the stand-in and `adapter` is nnfwd_cupy.
@@ -95,6 +78,12 @@ def network(name: str = "sigmoid", dtype: str = "float32") -> Network:
             Dense(array(3, 5), None, function(None)),
         ]
     )
+
+
+def ensemble(dtype: str = "float32") -> Network:
+    rng = np.random.default_rng(3)
+    layers = [(rng.standard_normal((2, 3, width)), rng.standard_normal((2, 3)), "gelu") for width in (4, 3)]
+    return Network(Dense(w.astype(dtype), b.astype(dtype), name) for w, b, name in layers)
 
 
 def inputs(dtype: str = "float32") -> np.ndarray:
@@ -188,16 +177,133 @@ def to_numpy_is_a_numpy_array(cupy, adapter):
         assert home.tobytes() == inputs().tobytes()
 
 
+def math_mode(cupy: Any, device: int = 0) -> int:
+    with cupy.cuda.Device(device):
+        return cupy.cuda.cublas.getMathMode(cupy.cuda.get_cublas_handle())
+
+
+def products(function: Callable[..., Any], *args: Any, **options: Any) -> list[tuple[str, int]]:
+    """The dtype and the math mode of every matrix product of a call."""
+    before = len(cupy_stand_in.products)
+    function(*args, **options)
+    return cupy_stand_in.products[before:]
+
+
+EXACT, TF32 = 16, 19  # cublasMath_t: sums of float16 in float32; that and TF32 allowed
+
+
 @case
-def tf32_is_refused_where_highest_is_asked(cupy, adapter):
-    net, x = network(), put(cupy, inputs(), 0)
-    for setting in (None, "0", "1"):
-        with mock.patch.dict(os.environ, {} if setting is None else {"CUPY_TF32": setting}):
-            for precision in backend.PRECISIONS:
-                if setting == "1" and precision == "highest":
-                    assert "CUPY_TF32" in raised(BackendError, lambda: net(x, precision="highest"))
-                else:
-                    check(cupy, net(x, precision=precision), net(inputs()), 0)
+def precision_is_the_math_mode_of_every_product(cupy, adapter):
+    for dtype in ("float16", "float32", "float64"):
+        for make in (network, ensemble):
+            net, x = make(dtype=dtype), put(cupy, inputs(dtype), 1)
+            run = net.compile(backend="cupy", device="cuda:1")
+            for precision, mode in (("highest", EXACT), ("high", TF32), ("medium", TF32)):
+                assert products(net, x, precision=precision) == [(dtype, mode)] * 2
+                assert products(nnfwd.trace, net, x, precision=precision) == [(dtype, mode)] * 2
+            assert products(run, x) == products(net, x) == [(dtype, EXACT)] * 2
+    assert math_mode(cupy, 0) == math_mode(cupy, 1) == 0
+
+
+@case
+def the_math_mode_is_put_back(cupy, adapter):
+    """Also where passes are nested, one of them fails, and the user had chosen a mode."""
+
+    def inner(x, /, *, xp):
+        seen.append(math_mode(cupy, 1))
+        network()(put(cupy, inputs(), 1), precision="highest")
+        seen.append(math_mode(cupy, 1))
+        raise ZeroDivisionError
+
+    with cupy.cuda.Device(1):
+        cupy.cuda.cublas.setMathMode(cupy.cuda.get_cublas_handle(), 2)
+    seen: list[int] = []
+    raised(ZeroDivisionError, lambda: Network([Activation(inner)])(put(cupy, inputs(), 1), precision="high"))
+    assert seen == [TF32, TF32]
+    assert math_mode(cupy, 1) == 2
+    assert math_mode(cupy, 0) == 0
+    with cupy.cuda.Device(1):
+        cupy.cuda.cublas.setMathMode(cupy.cuda.get_cublas_handle(), 0)
+
+
+@case
+def the_math_mode_is_a_threads_own(cupy, adapter):
+    """Passes of three precisions are under way together, and each product has the mode of its own."""
+    modes = {"highest": EXACT, "high": TF32, "medium": TF32}
+    seen: dict[str, list[int]] = {}
+
+    def run(precision: str) -> None:
+        def probe(x, /, *, xp):
+            for _ in range(2):
+                together.wait(timeout=60)
+                seen.setdefault(precision, []).append(math_mode(cupy))
+            return x
+
+        Network([Activation(probe)])(put(cupy, inputs(), 0), precision=precision)
+        seen[precision].append(math_mode(cupy))
+
+    together = threading.Barrier(len(modes))
+    threads = [threading.Thread(target=run, args=(precision,)) for precision in modes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {precision: [mode, mode, 0] for precision, mode in modes.items()}
+    assert math_mode(cupy) == 0
+
+
+@case
+def tf32_for_the_whole_process_is_refused_where_highest_is_asked(cupy, adapter):
+    settings = cupy._core._routines_linalg
+    for chosen, environment in ((settings.COMPUTE_TYPE_TF32, {}), (settings.COMPUTE_TYPE_TBD, {"CUPY_TF32": "1"})):
+        cupy._core.set_compute_type("float32", chosen)
+        with mock.patch.dict(os.environ, environment):
+            for dtype in ("float16", "float32", "float64"):
+                net, x = network(dtype=dtype), put(cupy, inputs(dtype), 0)
+                for precision in backend.PRECISIONS:
+                    if dtype == "float32" and precision == "highest":
+                        assert "CUPY_TF32" in raised(BackendError, functools.partial(net, x))
+                    else:
+                        check(cupy, net(x, precision=precision), net(inputs(dtype)), 0)
+    for chosen in (settings.COMPUTE_TYPE_TBD, settings.COMPUTE_TYPE_DEFAULT):
+        cupy._core.set_compute_type("float32", chosen)
+        check(cupy, network()(put(cupy, inputs(), 0)), network()(inputs()), 0)
+
+
+@case
+def one_row_times_one_column_of_float16_is_summed_in_float32(cupy, adapter):
+    """300 * 300 is no number of float16, nor is 1 + 2**-12."""
+    for weight, x, y in (([300, -300, 1], [300, 300, 1], 1), ([1 + 2**-10, -1], [1 + 2**-10, 1], 2**-9 + 2**-20)):
+        net = Network([Dense(np.asarray([weight], dtype="float16"))])
+        for host in (np.asarray(x, dtype="float16"), np.asarray([x], dtype="float16")):
+            expected = np.full((*host.shape[:-1], 1), y, dtype="float16")
+            check(cupy, net(put(cupy, host, 1)), expected, 1)
+
+
+@case
+def a_forked_process_is_refused(cupy, adapter):
+    """A process forked from one that used a GPU is told so, whatever it calls."""
+    net, x = network().to("cupy"), put(cupy, inputs(), 0)
+    run = net.compile()
+    run(x)
+    calls = {
+        "net(x)": lambda: net(x),
+        "host weights": lambda: network()(x),
+        "backend=": lambda: network()(inputs(), backend="cupy"),
+        "device=": lambda: network()(inputs(), backend="cupy", device="cuda:0"),
+        "compiled": lambda: run(x),
+        "compile": lambda: network().compile(backend="cupy"),
+        "to": lambda: network().to("cupy"),
+        "home": lambda: net.to("numpy"),
+    }
+
+    if not hasattr(os, "fork"):
+        return
+    messages = forked(lambda: {name: raised(BackendError, call) for name, call in calls.items()})
+    for name, message in messages.items():
+        assert message.startswith("cupy was in use when this process was forked"), (name, message)
+        assert "spawn" in message
+    check(cupy, net(x), network()(inputs()), 0)
 
 
 @case
@@ -255,9 +361,7 @@ def an_error_leaves_the_current_device(cupy, adapter):
 
 @case
 def every_shape_of_x(cupy, adapter):
-    rng = np.random.default_rng(3)
-    ensemble = Network([Dense(rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3)), "gelu")])
-    for net in (network(dtype="float64"), ensemble):
+    for net in (network(dtype="float64"), ensemble("float64")):
         for host in (inputs("float64")[0], inputs("float64").reshape(2, 4, 4), np.zeros((0, 4))):
             check(cupy, net(put(cupy, host, 1)), net(host), 1)
 
@@ -452,7 +556,13 @@ def _dotted(node: ast.AST) -> str:
 def absent(names: dict[str, list[str]]) -> list[str]:
     """The dotted names, and the keywords of functions, that the installed libraries do not have."""
     missing = []
+    # It cannot be imported without NVIDIA's library, but the signatures stand in its file.
+    cublas = Path(importlib.util.find_spec("cupy_backends.cuda.libs.cublas").origin).read_text("latin-1")
     for name, keywords in names.items():
+        if name.startswith("cupy.cuda.cublas"):
+            if f"{name.removeprefix('cupy.cuda.cublas').lstrip('.')}(intptr_t handle" not in cublas:
+                missing.append(name)
+            continue
         module = next(m for m in ("array_api_compat.cupy", "cupy") if name.startswith(f"{m}."))
         try:
             found = functools.reduce(
@@ -476,7 +586,22 @@ def test_the_stand_in_offers_only_what_cupy_has():
 def test_cupy_has_what_the_backend_uses():
     names = used(Path(importlib.util.find_spec("nnfwd_cupy").origin), "cupy")
     assert {"cupy.asarray", "cupy.asnumpy", "cupy.cuda.Device", "cupy.cuda.runtime.getDeviceCount"} <= names.keys()
+    assert "cupy.cuda.cublas.setMathMode" in names
     assert elsewhere(absent, names) == []
+
+
+def compute_types(_: None) -> list[int]:
+    """The numbers of CuPy's compute types, and the one in force."""
+    cupy = importlib.import_module("cupy")
+    numbers = vars(cupy_stand_in.CUPY["_core"]._routines_linalg)
+    return [*(getattr(cupy._core._routines_linalg, name) for name in numbers), cupy._core.get_compute_type("float32")]
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_stand_in_numbers_compute_types_as_cupy_does():
+    stand_in = cupy_stand_in.CUPY["_core"]
+    numbers = vars(stand_in._routines_linalg)
+    assert elsewhere(compute_types) == [*numbers.values(), numbers["COMPUTE_TYPE_DEFAULT"]]
 
 
 @pytest.mark.usefixtures("installed")

@@ -1,7 +1,6 @@
 """Networks, layers, and the rules of where arrays are."""
 
 import pickle
-import threading
 
 import agreement
 import numpy as np
@@ -223,28 +222,6 @@ def test_numpy_inputs_of_every_layout():
         assert given.tobytes() == before
 
 
-def test_exact_properties():
-    """NUMERICS: these hold to the last bit."""
-    rng = np.random.default_rng(0)
-    x = inputs(6, 4)
-    weights, biases = [inputs(5, 4, seed=3), inputs(2, 5, seed=4)], [inputs(5, seed=5), inputs(2, seed=6)]
-    net = Network.from_arrays(weights, biases, "relu")
-    for place in places():
-
-        def run(net, x, place=place):
-            return place.adapter.to_numpy(net(place.put(x, "float32")))
-
-        scaled = Network.from_arrays(weights, [8 * b for b in biases], "relu")
-        assert np.array_equal(run(scaled, 8 * x), 8 * run(net, x)), place
-        zero = Network.from_arrays([np.zeros((5, 4), "float32")], [biases[0]], "relu")
-        assert np.array_equal(run(zero, x), np.maximum(biases[0], 0) + np.zeros((6, 1), "float32")), place
-        assert np.array_equal(run(Network([Dense(np.eye(4, dtype="float32"))]), x), x), place
-        broken = x.copy()
-        broken[2] = rng.choice([np.nan, np.inf], 4)
-        others = [0, 1, 3, 4, 5]
-        assert np.array_equal(run(net, broken)[others], run(net, x)[others]), place
-
-
 def test_parameters_round_trip():
     net = mixed()
     assert [sorted(layer) for layer in net.parameters] == [
@@ -301,18 +278,6 @@ def test_compiled_lives_where_its_weights_are():
     assert there.holds(run(strict.asarray(inputs(3, 4), device=strict.Device("device1"))))
     with pytest.raises(nnfwd.errors.DeviceError, match=r"device1.*CPU_DEVICE"):
         run(strict.asarray(inputs(3, 4)))
-
-
-def test_one_network_in_many_threads():
-    net, x = mixed(), inputs(50, 4)
-    expected, found = net(x), []
-    threads = [threading.Thread(target=lambda: found.append(net(x))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8
-    assert all(np.array_equal(y, expected) for y in found)
 
 
 def test_a_library_without_a_backend_of_ours(monkeypatch):

@@ -11,7 +11,7 @@ from networks import ensemble, inputs, mixed, tutorial
 from places import need
 
 from nnfwd import backend
-from nnfwd.bounds import arithmetic_of, looped_bound
+from nnfwd.bounds import arithmetic_of, error_bound, looped_bound
 from nnfwd.errors import BackendError
 
 
@@ -128,8 +128,7 @@ def test_the_bound_follows_the_precision(torch, settings, note):
     net, x = mixed(), inputs(64, 4)
     settings("medium")
     y = net(torch.tensor(x), precision="medium").numpy()
-    arithmetic = backend.load("torch").arithmetic
-    loose, tight = (looped_bound(x, net, arithmetic=arithmetic("float32", precision=p)) for p in ("medium", "highest"))
+    loose, tight = (error_bound(net, torch.tensor(x), precision=p) for p in ("medium", "highest"))
     assert loose.ratio(y).max() <= 1
     note(
         f"torch, precision medium: {tight.ratio(y).max():.2g} float32 bounds away, {loose.ratio(y).max():.2g} of its own"

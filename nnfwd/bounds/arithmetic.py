@@ -52,13 +52,24 @@ class Arithmetic:
         """Unit roundoff to which a wide sum is rounded, 0 where sums are in the dtype itself."""
         return 0.0 if self.u_acc is None else self.u
 
+    def dense_error(self, n: int) -> float:
+        """c, the relative error of a sum of n products and a bias: `(1 + u_in)^2 (1 + gamma) (1 + u_out)^2 - 1`."""
+        k = (n + 1) * (self.u if self.u_acc is None else self.u_acc)
+        k = k / (1 - k) if k < 0.5 else k
+        return math.expm1(2 * math.log1p(self.u_in) + math.log1p(k) + 2 * math.log1p(self.u_out))
+
+    @property
+    def scale_error(self) -> float:
+        """The relative error of (x - center) scale + shift: three roundings."""
+        return math.expm1(3 * math.log1p(self.u))
+
     @property
     def quantum(self) -> float:
         """What a single underflow may lose."""
         return self.smallest_normal if self.flushes else self.smallest
 
 
-def tensor_cores(dtype: str, precision: str) -> dict[str, float]:
+def tensor_cores(dtype: str, precision: str) -> dict[str, Any]:
     """How products round where tensor cores may make them, as `u_in` and `u_acc` of an `Arithmetic`.
 
     Their adder truncates. Operands become TF32 by cutting off, which costs twice as much as rounding.

@@ -1,11 +1,14 @@
-"""What a bound is: exact values, and how far a computed one may be from each."""
+"""What a bound is for, and what it is: stored numbers, exact values, and how far a computed one may be from each."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nnfwd.errors import ArrayError
+from nnfwd.errors import ArrayError, DtypeError
+from nnfwd.layers import Chain, Layer, leaves, to_numpy
+from nnfwd.placement import accept
+from nnfwd.reference import member
 
 
 @dataclass(frozen=True)
@@ -13,33 +16,77 @@ class Bounded:
     """Exact outputs and, element by element, how far a computed one may be from them."""
 
     exact: np.ndarray
-    """The reference: float64, wider floats, or Python's or mpmath's numbers as objects."""
+    """The reference `(..., out)`: float64 or wider floats, or objects: Python's or mpmath's numbers."""
     error: np.ndarray
-    """float64, of the same shape: |computed - exact| is at most this; infinite where overflow is possible."""
+    """float64 `(..., out)`: |computed - exact| is at most this; infinite where overflow is possible."""
 
     @property
     def unclaimed(self) -> np.ndarray:
-        """True where overflow is possible, and nothing is claimed."""
+        """bool `(..., out)`: True where overflow is possible, and nothing is claimed."""
         return np.isinf(self.error)
 
     def ratio(self, y: Any, /) -> np.ndarray:
-        """|y - exact| / error for a computed NumPy array y of the same shape: inside where <= 1.
+        """|y - exact| / error for a computed array y `(..., out)`, as float64: inside where <= 1.
 
         0 where nothing is claimed. Where NaN or infinity came in, 0 for the same IEEE class and infinity for another.
 
         Raises:
             ArrayError: for a y of another shape.
         """
-        y = np.asarray(y)
+        y = to_numpy(y).astype("float64")
         if y.shape != self.exact.shape:
             raise ArrayError(f"y {y.shape} cannot be compared with {self.exact.shape}")
-        y = y.astype("float64")
-        value = self.exact.astype("float64")
-        finite = np.isfinite(value)
-        exact = np.where(finite, self.exact, np.zeros_like(self.exact))
         with np.errstate(all="ignore"):
-            distance = np.where(np.isfinite(y), abs(np.where(np.isfinite(y), y, 0.0) - exact).astype("float64"), np.inf)
-            ratio = np.where(distance == 0, 0.0, distance / self.error)
-            same_class = (y == value) | (np.isnan(y) & np.isnan(value))
-        ratio = np.where(finite, ratio, np.where(same_class, 0.0, np.inf))
-        return np.where(self.unclaimed, 0.0, ratio)
+            value = self.exact.astype("float64")
+            both = np.isfinite(value) & np.isfinite(y)
+            gap = abs(np.where(both, y, 0.0) - np.where(both, self.exact, 0.0)).astype("float64")
+            ratio = np.where(gap == 0, 0.0, gap / self.error)
+        same_class = (y == value) | (np.isnan(y) & np.isnan(value))
+        return np.where(self.unclaimed, 0.0, np.where(both, ratio, np.where(same_class, 0.0, np.inf)))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The numbers that a computation in one dtype had: an input and a network, as float64."""
+
+    x: np.ndarray
+    """`(..., in)`"""
+    members: tuple[tuple[Layer, ...], ...]
+    """The layers of each member, their arrays float64 NumPy arrays; one member where there is no ensemble."""
+    lead: tuple[int, ...]
+    """What stands before `out` in the shape of the result."""
+
+    @property
+    def out_features(self) -> int:
+        """Width of the result."""
+        return Chain(self.members[0]).out_features or self.x.shape[-1]
+
+    @classmethod
+    def of(cls, x: Any, layers: Any, dtype: str) -> "Stored":
+        """Raises `DtypeError` where a number is not one of the dtype: a bound is for what was really computed with."""
+        chain = Chain.of(layers)
+        rows = to_numpy(accept(x, chain)[0])
+        _check_held(rows, dtype, "x")
+        members = [chain.layers] if chain.members is None else [member(chain, i) for i in range(chain.members)]
+        for i, layer in enumerate(chain.layers):
+            for a in leaves(layer.parameters):
+                _check_held(to_numpy(a), dtype, f"layer {i}")
+        lead = rows.shape[:-1] if chain.members is None else (chain.members, *rows.shape[:-1])
+        wide = tuple(tuple(_wide(layer.rounded(dtype)) for layer in layers) for layers in members)
+        return cls(rows.astype("float64"), wide, lead)
+
+
+def _wide(layer: Layer) -> Layer:
+    def move(a: Any) -> Any:
+        return {k: move(v) for k, v in a.items()} if isinstance(a, dict) else to_numpy(a).astype("float64")
+
+    return layer.replace(move(layer.parameters))
+
+
+def _check_held(a: np.ndarray, dtype: str, what: str) -> None:
+    with np.errstate(all="ignore"):
+        held = a.astype("float32" if dtype == "bfloat16" else dtype)
+        if dtype == "bfloat16":
+            held = (held.view("uint32") & np.uint32(0xFFFF0000)).view("float32")
+        if not np.array_equal(held, a, equal_nan=True):
+            raise DtypeError(f"{what} holds numbers that {dtype} does not: round it to {dtype} first")

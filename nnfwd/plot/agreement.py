@@ -1,0 +1,41 @@
+"""How near its bound every backend comes, as `nnfwd.check` found it."""
+
+from typing import TYPE_CHECKING
+
+from nnfwd.checking import Report
+from nnfwd.plot.axes import COLOURS, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LEAST = 1e-6
+"""Ratios below are drawn here: most such results are exact."""
+
+
+def agreement(report: Report, /, *, ax: "Axes | None" = None) -> "Axes":
+    """|error| / bound at each place and dtype: a bar from the first to the third quartile, the median, the worst.
+
+    Args:
+        report: what `nnfwd.check` returned.
+        ax: where to draw; by default a new figure's.
+    """
+    rows = report.rows
+    ax = ax or new_axes(7.2, 1.3 + 0.27 * max(len(rows), 1))
+    for i, row in enumerate(rows):
+        low, middle, high = (min(max(q, _LEAST), 1e3) for q in row.quartiles)
+        worst = min(max(row.worst, _LEAST), 1e3)
+        inside = row.verdict == "inside"
+        colour = COLOURS[0] if inside else COLOURS[1]
+        ax.plot([_LEAST, worst], [i, i], color="0.85", linewidth=1, zorder=1)
+        ax.plot([low, high], [i, i], color=colour, linewidth=7, alpha=0.45, solid_capstyle="butt", zorder=2)
+        ax.plot(middle, i, marker="|", color=colour, markersize=11, markeredgewidth=2, zorder=3)
+        ax.plot(worst, i, marker="o" if inside else "X", color=colour, markersize=6 if inside else 8, zorder=3)
+    ax.axvline(1, color="black", linewidth=1.2)
+    ax.text(1, -0.75, " the bound", va="center")
+    ax.set_xscale("log")
+    ax.set_xlim(_LEAST, 2e3 if any(row.worst > 1 for row in rows) else 20)
+    ax.set_ylim(len(rows) - 0.4, -1.2)
+    ax.set_yticks(range(len(rows)), [f"{row.backend} {row.device} {row.dtype}" for row in rows])
+    ax.set_xlabel("|error| / bound: quartiles (bar), median (line), worst (dot)")
+    ax.grid(axis="x", alpha=0.3)
+    return ax
