@@ -81,10 +81,11 @@ def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
     if not device.startswith("cpu"):  # from documentation, with the cautious errors of functions; not measured yet
         return Arithmetic(dtype, flushes=True, **tensor_cores(dtype, precision))
     products = {"u_acc": 2.0**-24} if dtype in ("float16", "bfloat16") else {}  # summed in float32
-    return Arithmetic(dtype, flushes=dtype != "float16", ulp=ULP[dtype], **products)  # any precision is IEEE here
+    # Every precision is true IEEE arithmetic on a CPU.
+    return Arithmetic(dtype, flushes=dtype != "float16", ulp=ULP[dtype], **products)
 
 
-# Largest errors of XLA's functions on CPUs in ulp, by `python -m nnfwd.ulp`: tanh without FMA, float16 log1p in JAX 0.8.
+# Largest errors of XLA's functions on CPUs in ulp, by `python -m nnfwd.ulp`: tanh without FMA, float16 log1p in 0.8.
 ULP = {
     "float16": {"exp": 0.62, "expm1": 2.2, "log1p": 2.3, "log": 0.62, "tanh": 0.62, "erfc": 0.62},
     "bfloat16": {"exp": 0.62, "expm1": 0.62, "log1p": 0.62, "log": 0.62, "tanh": 0.62, "erfc": 0.62},

@@ -1,6 +1,7 @@
 """`nnfwd.check`: every backend of this machine, held to the bound on the caller's data and on random networks."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -131,7 +132,7 @@ class Report:
 
 
 HEADER = (
-    f"{'backend':12}{'device':12}{'dtype':10}{'networks':>8}{'rows':>9}{'outputs':>10}{'worst':>8}{'median':>9}"
+    f"{'backend':22}{'device':13}{'dtype':10}{'networks':>8}{'rows':>9}{'outputs':>10}{'worst':>8}{'median':>9}"
     f"{'unclaimed':>11}  verdict"
 )
 
@@ -139,7 +140,7 @@ HEADER = (
 def line(row: Row) -> str:
     """A row as it is printed."""
     return (
-        f"{row.backend:12}{row.device:12}{row.dtype:10}{row.networks:8}{row.rows:9,}{row.elements:10,}{row.worst:8.2f}"
+        f"{f'{row.backend} {row.version}':22}{row.device:13}{row.dtype:10}{row.networks:8}{row.rows:9,}{row.elements:10,}{row.worst:8.2f}"
         f"{row.quartiles[1]:9.1e}{row.unclaimed:11.1%}  {row.verdict}"
     )
 
@@ -276,11 +277,11 @@ class _Place:
     dtype: str
     precision: str
 
-    @property
+    @functools.cached_property
     def adapter(self) -> Any:
         return _backend.load(self.name)
 
-    @property
+    @functools.cached_property
     def arithmetic(self) -> Arithmetic:
         return arithmetic_of(self.adapter, self.dtype, precision=self.precision, device=self.device)
 

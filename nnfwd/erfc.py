@@ -50,5 +50,5 @@ def erfc(z: Array, xp: Any) -> Array:
         p = p * t + c
     coarse = xp.round(a * 64) / 64
     # Not the two exponentials side by side: XLA would make them one, of the sum, and lose what the split is for.
-    right = xp.exp(-coarse * coarse) * (p / (1 + 2 * a)) * xp.exp((coarse - a) * (coarse + a))
+    right = xp.exp(-coarse * coarse) * (xp.exp((coarse - a) * (coarse + a)) * (p / (1 + 2 * a)))
     return xp.where(z < 0, 2 - right, right)

@@ -32,6 +32,10 @@ class Count:
         row = Row(case.regime, ratio.size, int(unclaimed.sum()), float(ratio.max(initial=0.0)))
         self.rows[str(place), case.dtype, precision].append(row)
 
+    def networks(self, place, dtype, precision):
+        """How many ran there so far."""
+        return len(self.rows[str(place), dtype, precision])
+
     def most_unclaimed(self, dtype, precision):
         """The largest share of elements about which nothing is claimed, outside the regime of huge numbers."""
         every = (rows for key, rows in self.rows.items() if key[1:] == (dtype, precision))

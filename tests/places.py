@@ -27,7 +27,7 @@ class Place:
     def __str__(self) -> str:
         return f"{self.name}-{self.device}"
 
-    @property
+    @functools.cached_property
     def adapter(self) -> Any:
         return backend.load(self.name)
 

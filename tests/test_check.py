@@ -42,7 +42,7 @@ def test_every_place_is_inside():
     text = str(report)
     assert "All " in text
     assert "OUTSIDE" not in text
-    assert all(f"{row.backend:12}{row.device:12}{row.dtype:10}" in text for row in report.rows)
+    assert all(f"{f'{row.backend} {row.version}':22}{row.device:13}{row.dtype:10}" in text for row in report.rows)
 
 
 def test_given_data_is_checked_too_compiled_and_not():

@@ -56,6 +56,16 @@ def test_the_demo_prints_what_it_says():
     assert shown[: shown.index("") + 6] == printed[: printed.index("") + 6]
 
 
+def test_the_table_of_a_check_is_what_is_printed():
+    from nnfwd import checking
+
+    shown = next(block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if block.startswith(checking.HEADER))
+    report = nnfwd.check(backends=["numpy"], dtypes=["float32"])
+    columns = [len(checking.line(row)) for row in report.rows]
+    assert columns == [len(line) for line in shown.splitlines() if line.startswith("numpy") and "float32" in line]
+    assert report.summary.splitlines()[-3:-1] == shown.splitlines()[-3:-1]
+
+
 def test_the_explanation_is_what_is_printed():
     from nnfwd.explain import explain
 

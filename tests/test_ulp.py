@@ -34,6 +34,17 @@ def test_errors_stay_within_their_rows(name, dtype):
             assert not found.exceeds, f"{place} {found}"
 
 
+@pytest.mark.parametrize(("dtype", "end"), [("float32", 9.2), ("float64", 26.54)])
+def test_erfc_is_right_to_its_last_normal_result(dtype, end, monkeypatch):
+    """No factor of it underflows before it does: where subnormals are flushed, that would give 0."""
+    monkeypatch.setattr(ulp, "_domain", lambda *_: (end - 0.05, end + 0.05))
+    for place in places():
+        if place.name != "dask" and place.has(dtype):
+            with place.context(dtype):
+                found = ulp.measure(place.adapter, "erfc", dtype, device=place.device, points=50_000)
+            assert not found.exceeds, f"{place} {found}"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ulp.FUNCTIONS)
 def test_the_exact_values_are_exact(name, dtype):
