@@ -140,8 +140,8 @@ HEADER = (
 def line(row: Row) -> str:
     """A row as it is printed."""
     return (
-        f"{f'{row.backend} {row.version}':22}{row.device:13}{row.dtype:10}{row.networks:8}{row.rows:9,}{row.elements:10,}{row.worst:8.2f}"
-        f"{row.quartiles[1]:9.1e}{row.unclaimed:11.1%}  {row.verdict}"
+        f"{f'{row.backend} {row.version}':22}{row.device:13}{row.dtype:10}{row.networks:8}{row.rows:9,}"
+        f"{row.elements:10,}{row.worst:8.2f}{row.quartiles[1]:9.1e}{row.unclaimed:11.1%}  {row.verdict}"
     )
 
 

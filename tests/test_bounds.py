@@ -7,12 +7,12 @@ import agreement
 import numpy as np
 import pytest
 from cases import cases
-from hypothesis import given
+from hypothesis import given, settings
 from networks import inputs, mixed, tutorial
 from places import DTYPES, Place, places
 
 import nnfwd
-from nnfwd import Dense, Network, backend
+from nnfwd import Activation, Dense, Network, Scale, activations, backend
 from nnfwd.bounds import Arithmetic, Bounded, arithmetic_of, array_bound, error_bound, looped_bound
 from nnfwd.demo import digits as digits_network
 from nnfwd.reference import digits
@@ -121,6 +121,28 @@ def test_overflow_is_unclaimed_and_nan_keeps_its_class():
     assert np.isinf(came_in.ratio(np.array([[-math.inf], [1.0]]))).all()
 
 
+@pytest.mark.parametrize("form", [looped_bound, array_bound])
+def test_overflow_on_the_way_is_unclaimed(form):
+    """Though the result itself would not overflow, or only by the error of the function."""
+    plain, narrow = Arithmetic("float32"), Arithmetic("float32", u_in=2.0**-8, u_acc=2.0**-23)
+    large = np.array([3.4e38, -3.4e38], "float32")
+    for layer, arithmetic in (
+        (Scale(0.125, center=np.array([-3e38, 3e38], "float32")), plain),
+        (Activation("log_softmax"), plain),
+        (Dense(np.full((1, 2), 2.0**-20, "float32")), narrow),
+    ):
+        assert form(large, [layer], arithmetic=arithmetic).unclaimed.any()
+        assert not form(large * np.float32(2.0**-5), [layer], arithmetic=arithmetic).unclaimed.any()
+
+
+def test_a_clip_at_one_side_has_a_bound():
+    net, x = Network([Activation(activations.clip(lower=-math.inf, upper=1.0))]), np.array([-2.0, 3.0], "float32")
+    for form in (looped_bound, array_bound):
+        bounded = form(x, net, arithmetic=Arithmetic("float32"))
+        assert not bounded.error.any()
+        assert not bounded.ratio(net(x)).any()
+
+
 def test_arithmetic_of_every_format():
     for dtype in ("float16", "float32", "float64"):
         info, found = np.finfo(dtype), Arithmetic(dtype)
@@ -149,6 +171,7 @@ def test_the_bound_in_arrays_is_that_of_the_loops(dtype, changes, note):
     arithmetic = Arithmetic(dtype, **changes)
     largest = []
 
+    @settings(max_examples=settings.default.max_examples // 3)
     @given(case=cases(dtype))
     def every_network(case):
         looped = looped_bound(case.x, case.network, arithmetic=arithmetic)

@@ -59,7 +59,9 @@ def test_the_demo_prints_what_it_says():
 def test_the_table_of_a_check_is_what_is_printed():
     from nnfwd import checking
 
-    shown = next(block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if block.startswith(checking.HEADER))
+    shown = next(
+        block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if block.startswith(checking.HEADER)
+    )
     report = nnfwd.check(backends=["numpy"], dtypes=["float32"])
     columns = [len(checking.line(row)) for row in report.rows]
     assert columns == [len(line) for line in shown.splitlines() if line.startswith("numpy") and "float32" in line]
@@ -76,7 +78,11 @@ def test_the_explanation_is_what_is_printed():
 def test_pictures_and_files_exist():
     links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
     assert links
-    assert all((ROOT / link).exists() for link in links)
+    headings = {
+        re.sub(r"[^\w -]", "", line.lower()).strip().replace(" ", "-") for line in re.findall("^#+(.*)", README, re.M)
+    }
+    for link in links:
+        assert link[1:] in headings if link.startswith("#") else (ROOT / link).exists(), link
 
 
 def test_every_activation_is_listed():

@@ -58,6 +58,10 @@ class Arithmetic:
         k = k / (1 - k) if k < 0.5 else k
         return math.expm1(2 * math.log1p(self.u_in) + math.log1p(k) + 2 * math.log1p(self.u_out))
 
+    def holds_operand(self, size: Any) -> Any:
+        """Whether a number of this size, or an array of them, stays finite when rounded to an operand of a product."""
+        return (1 + 2 * self.u_in) * size <= self.largest
+
     @property
     def scale_error(self) -> float:
         """The relative error of (x - center) scale + shift: three roundings."""

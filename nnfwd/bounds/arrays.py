@@ -19,7 +19,7 @@ from nnfwd.bounds.arithmetic import Arithmetic
 from nnfwd.bounds.looped import SLACK, looped_bound, looped_rows
 from nnfwd.bounds.result import Bounded, Stored
 from nnfwd.errors import ArrayError
-from nnfwd.layers import Dense, Layer, Scale, leaves
+from nnfwd.layers import Dense, Layer, Scale
 from nnfwd.reference import digits, is_vector
 
 _WIDE = np.finfo(np.longdouble).nmant in (63, 112)
@@ -39,7 +39,7 @@ def array_bound(x: Any, layers: Any, /, *, arithmetic: Arithmetic) -> Bounded:
     finite = np.isfinite(given).all(axis=-1)
     with np.errstate(all="ignore"):
         for i, member in enumerate(stored.members):
-            usual = finite & all(np.isfinite(a).all() for a in _numbers(member))
+            usual = finite & _is_finite(member)
             widest = max(given.shape[-1], *(layer.out_features or 1 for layer in member))
             for block in np.array_split(np.flatnonzero(usual), math.ceil(len(given) * widest / _AT_ONCE) or 1):
                 exact[i, block], error[i, block] = _Pass(arithmetic, work).through(member, given[block])
@@ -53,13 +53,16 @@ def array_bound(x: Any, layers: Any, /, *, arithmetic: Arithmetic) -> Bounded:
     return Bounded(exact.reshape(whole), error.reshape(whole))
 
 
-def _numbers(layers: Sequence[Layer]) -> list[Any]:
-    scalars = [getattr(layer, name) for layer in layers for name in layer.fields if getattr(layer, name) is not None]
-    return [
-        *leaves([layer.parameters for layer in layers]),
-        *scalars,
-        *(v for layer in layers for v in layer.activation.parameters.values()),
+def _is_finite(layers: Sequence[Layer]) -> bool:
+    """Whether every number of the layers is finite (or bounds a clip)."""
+    inside = [
+        value for layer in layers if layer.activation.name != "clip" for value in layer.activation.parameters.values()
     ]
+    scales = [
+        value for layer in layers if isinstance(layer, Scale) for value in (layer.scale, layer.center, layer.shift)
+    ]
+    dense = [a for layer in layers if isinstance(layer, Dense) for a in (layer.weight, layer.bias) if a is not None]
+    return all(np.isfinite(a).all() for a in (*inside, *scales, *dense))
 
 
 class _Pass:
@@ -103,7 +106,8 @@ class _Pass:
             lost = n * arith.smallest
         own = (n + 3) * self.own * total  # the reference's own sum
         error = (carried + c * total + (1 + c) * lost + own) * (_SLACK + 4 * (n + 8) * self.unit)
-        error = np.where((1 + c) * total + lost < arith.largest, error, np.inf)
+        held = arith.holds_operand(size + e).all(axis=-1)[:, None] & arith.holds_operand(absolute).all(axis=-1)
+        error = np.where(((1 + c) * total + lost < arith.largest) & held, error, np.inf)
         exactly = ~e.any(axis=-1)
         if exactly.any() and not arith.u_in:
             kept = self._no_rounding(w, b, h[claimed][exactly], total[exactly])
@@ -141,7 +145,8 @@ class _Pass:
             lost = lost + arith.quantum * (abs(s) * 3 + difference)
         error = abs(s) * e + arith.scale_error * total + lost
         whole = (error + 4 * self.own * (total + abs(s * c))) * (_SLACK + 16 * self.unit)
-        return z, np.where(total + error < arith.largest, whole, np.inf)
+        largest = np.maximum(total + error, (1 + arith.scale_error) * difference)
+        return z, np.where(largest < arith.largest, whole, np.inf)
 
     def elementwise(self, layer: Layer, z: np.ndarray, e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         arith, name = self.arith, layer.activation.name
@@ -216,7 +221,7 @@ class _Pass:
             bound = spread + g + (n + 2) * u * np.maximum(1.0, size) + 2 * u * k["log"] * math.log(n + 1) + own
             bound = bound + (n + 2) * arith.smallest_normal
         whole = bound * (_SLACK + 8 * (n + 8) * self.unit)
-        return values, np.where(claimed & (bound < arith.largest), whole, np.inf)
+        return values, np.where(claimed & (size + bound < arith.largest), whole, np.inf)
 
 
 def _over_lowbit(a: np.ndarray) -> np.ndarray:

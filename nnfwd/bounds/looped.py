@@ -120,7 +120,8 @@ def _dense(
         )
     else:
         lost = n * arith.smallest
-    if not (1 + c) * total + lost < arith.largest:
+    reach = max((max(absolute[j], sizes[j] + e[j]) for j in finite), default=0.0)
+    if not (1 + c) * total + lost < arith.largest or not arith.holds_operand(reach):
         return z, math.inf
     if not _finite(z):
         # NaN or infinity came in, and the finite terms cannot overflow: the class is sure unless a factor of an
@@ -171,7 +172,7 @@ def _scale(s: float, c: float, t: float, h: Any, e: float, arith: Arithmetic, m:
     if arith.flushes:
         lost += arith.quantum * (abs(s) * 3 + difference)
     error = abs(s) * e + arith.scale_error * total + lost
-    if not total + error < arith.largest:
+    if not max(total + error, (1 + arith.scale_error) * difference) < arith.largest:
         return z, math.inf
     return z, (error + 2.0**-51 * (total + abs(s * c))) * SLACK if m is FLOATS else error * SLACK
 
@@ -185,7 +186,7 @@ def _elementwise(layer: Layer, z: list[Any], errors: list[float], arith: Arithme
     parameters = list(zip(*listed, strict=True)) if listed else [()] * len(z)
     bounds = []
     for t, value, wide, p in zip(z, values, errors, parameters, strict=True):
-        if math.isinf(wide) or not all(map(math.isfinite, p)):
+        if math.isinf(wide) or not (all(map(math.isfinite, p)) or name == "clip"):  # one that clips at one side only
             bounds.append(math.inf)
         elif name == "identity":
             bounds.append(wide)
@@ -264,7 +265,7 @@ def _softmax(name: str, z: list[Any], errors: list[float], arith: Arithmetic, m:
         else:
             bound = spread[i] + g + (n + 2) * u * max(1.0, size) + 2 * u * k["log"] * math.log(n + 1) + own
             bound += (n + 2) * arith.smallest_normal
-        bounds.append(bound * SLACK if bound < arith.largest else math.inf)
+        bounds.append(bound * SLACK if size + bound < arith.largest else math.inf)
     return values, bounds
 
 
