@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S) if kind == language]
 
 
 def run(block, names):
@@ -59,9 +59,7 @@ def test_the_demo_prints_what_it_says():
 def test_the_table_of_a_check_is_what_is_printed():
     from nnfwd import checking
 
-    shown = next(
-        block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if block.startswith(checking.HEADER)
-    )
+    shown = next(block for block in blocks("") if block.startswith(checking.HEADER))
     report = nnfwd.check(backends=["numpy"], dtypes=["float32"])
     columns = [len(checking.line(row)) for row in report.rows]
     assert columns == [len(line) for line in shown.splitlines() if line.startswith("numpy") and "float32" in line]
