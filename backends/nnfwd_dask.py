@@ -17,7 +17,7 @@ from nnfwd.bounds import Arithmetic, arithmetic_of
 from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
 from nnfwd.placement import dtype_name
 
-__all__ = ["apply", "arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
+__all__ = ["apply", "arithmetic", "computed", "devices", "place", "scope", "to_numpy", "xp"]
 
 
 def devices() -> tuple[str, ...]:
@@ -35,8 +35,12 @@ def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> da.
 
 
 def to_numpy(x: Any, /) -> np.ndarray:
-    computed = x.compute()
-    return backend.of(computed).to_numpy(computed)
+    home = computed(x)
+    return backend.of(home).to_numpy(home)
+
+
+def computed(x: da.Array, /) -> Any:
+    return x.compute()
 
 
 def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:

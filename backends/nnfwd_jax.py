@@ -1,9 +1,10 @@
 """JAX, on a CPU, a GPU or a TPU; inside the caller's own jit, grad and vmap as well.
 
-Known to differ: subnormal numbers become 0 (not in float16); a float32 product uses TF32 on recent GPUs unless told
-otherwise, which `scope` does; float64 exists only with x64 enabled, and is refused otherwise, never narrowed. Networks
-placed on JAX are pytrees. A process forked once JAX is in use would wait for ever for JAX's threads, on a CPU too: it
-is refused.
+Known to differ: subnormal numbers become 0 (not in float16). A float32 product uses TF32 on recent GPUs unless told
+otherwise, which `scope` does. A quotient may be computed as a product with the reciprocal; inside the caller's own jit,
+two scalar factors in a row may become one, whose overflow `net.compile` avoids. float64 exists only with x64 enabled,
+and is refused otherwise, never narrowed. Networks placed on JAX are pytrees. A process forked once JAX is in use would
+wait for ever for JAX's threads, on a CPU too: it is refused.
 """
 
 import contextlib
@@ -68,11 +69,18 @@ def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:
 
 def compile(forward: Callable[..., jax.Array], layers: Any, /) -> Callable[[jax.Array], jax.Array]:
     leaves, structure = jax.tree.flatten(layers)  # once: a call then passes a flat list
-    run = jax.jit(lambda leaves, x: forward(jax.tree.unflatten(structure, leaves), x))
+    # Scalars are arguments too: XLA merges two constant factors in a row, and their product may overflow.
+    scalars = [layer.scalars for layer in layers]
+
+    def traced(leaves: Any, scalars: Any, x: jax.Array) -> jax.Array:
+        layers = jax.tree.unflatten(structure, leaves)
+        return forward([layer.replace(own) for layer, own in zip(layers, scalars, strict=True)], x)
+
+    run = jax.jit(traced)
 
     def compiled(x: jax.Array) -> jax.Array:
         in_use("jax")
-        return run(leaves, x)
+        return run(leaves, scalars, x)
 
     return compiled
 

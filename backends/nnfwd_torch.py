@@ -110,7 +110,7 @@ def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
         return Arithmetic(dtype, flushes=True, **products)
     products = {"u_acc": 2.0**-24} if dtype in ("float16", "bfloat16") else tensor_cores(dtype, precision)
     # The dot product instructions of x86 for bfloat16 (VDPBF16PS) flush subnormals, whatever the processor's mode.
-    return Arithmetic(dtype, flushes=dtype == "bfloat16" or precision == "medium", ulp=ULP[dtype], **products)
+    return Arithmetic(dtype, flushes=dtype == "bfloat16" or bool(products.get("u_in")), ulp=ULP[dtype], **products)
 
 
 # Largest errors of PyTorch's functions on CPUs in ulp, by `python -m nnfwd.ulp`.

@@ -8,6 +8,7 @@ Three things a backend *may* have besides; without them the plain pass runs:
 
     apply(forward, layers, x, /)                     what `net(x)` does instead (Dask: one `map_blocks`);
                                                      `forward(x, layers)` is the whole public call
+    computed(x, /)                                   with `apply`: x whole, an array of the library of its blocks
     compile(forward, layers, /)                      a callable of x that executes `forward(layers, x)`, the plain pass
                                                      in its scope, well (JAX: `jax.jit`); the layers are placed already
     keeps(a, /)                                      whether a placed weight may be kept for later calls

@@ -51,6 +51,14 @@ class Layer:
         return arrays | {"activation": inside} if inside else arrays
 
     @property
+    def scalars(self) -> Parameters:
+        """The numbers that are no arrays, by name, nested as `parameters`."""
+        given = {name: getattr(self, name) for name in self.fields if name not in self._array_names}
+        numbers: Parameters = {name: value for name, value in given.items() if value is not None}
+        inside = {k: v for k, v in self.activation.parameters.items() if k not in self.activation.arrays}
+        return numbers | {"activation": inside} if inside else numbers
+
+    @property
     def structure(self) -> tuple[Any, ...]:
         """What it is without its arrays: hashable, and equal for equal layers."""
         scalars = tuple((name, getattr(self, name)) for name in self.fields if name not in self._array_names)
@@ -66,8 +74,8 @@ class Layer:
 
     def rounded(self, dtype: str, /) -> Self:
         """The same layer with its scalars rounded to a dtype, so that no library rounds them in a way of its own."""
-        scalars = [name for name in self.fields if name not in self._array_names and getattr(self, name) is not None]
-        layer = self.replace({name: placement.nearest(getattr(self, name), dtype) for name in scalars})
+        own = {name: value for name, value in self.scalars.items() if name != "activation"}
+        layer = self.replace({name: placement.nearest(value, dtype) for name, value in own.items()})
         layer._set(activation=self.activation.rounded(dtype))
         return layer
 

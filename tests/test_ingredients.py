@@ -14,7 +14,7 @@ import pytest
 from places import Place
 
 import nnfwd
-from nnfwd import Activation, Dense, Network, Scale
+from nnfwd import Activation, Dense, Network, Scale, activations
 from nnfwd.bounds import arithmetic_of
 
 # ingredient: file, what it says there, and what is left without it
@@ -31,6 +31,7 @@ INGREDIENTS = {
     "propagation through scales": ("*.py", "error = abs(s) * e + ", "error = "),
     "an activation's own error": ("*.py", "r = 1.01 * ", "r = 0.0 * "),
     "the library's own functions": ("rows.py", '"exp": lambda t, k, p: 2 * k["exp"]', '"exp": lambda t, k, p: 1'),
+    "the jump of thresholded_relu": ("*.py", 'name == "thresholded_relu"', 'name == "no such"'),
     "what is clipped": ("*.py", 'if name in ("hard_sigmoid", "hard_silu")', 'if name in ("no such",)'),
     "the roundings of a scale": ("arithmetic.py", "math.expm1(3 * math.log1p(self.u))", "0.0"),
     "softmax's exponentials": ("*.py", '+ 2 * u * k["exp"]', ""),
@@ -85,6 +86,10 @@ def witnesses():
         yield numpy, Network([cancelling, after]), x, None
     yield numpy, Network([Activation("exp")]), np.linspace(0.1, 3, 2000).astype("float32"), None
     yield numpy, Network([Activation("sigmoid")]), np.linspace(-3, 3, 2000).astype("float32"), None
+    # the sum cancels to a little more than 0, and is computed as a little less than alpha, or the other way round
+    jumping = activations.thresholded_relu(alpha=-0.5)
+    net, x = dense([[20000.1, -20000.1, -0.5]], [1.0, 1.0, 1.0], activation=jumping)
+    yield numpy, net, x, [-0.5]
     yield numpy, Network([Activation("hard_sigmoid")]), np.linspace(-2.9, -2.8, 500).astype("float32"), None
     scaled = np.linspace(1, 2, 500).astype("float32")
     yield numpy, Network([Scale(1.1, center=0.3, shift=0.7)]), scaled, None

@@ -111,7 +111,8 @@ def test_compiled_passes_weights_as_arguments(jax):
     assert inside(run(x), net, x)
     assert inside(run(jax.numpy.asarray(x)), net, x)
     [call] = [step for step in jax.make_jaxpr(run._run)(jax.numpy.asarray(x)).eqns if "jaxpr" in step.params]
-    assert len(call.invars) == 1 + len(jax.tree.leaves(net.to("jax")))
+    scalars = jax.tree.leaves([layer.scalars for layer in net])  # as arguments too: XLA merges constants
+    assert len(call.invars) == 1 + len(jax.tree.leaves(net.to("jax"))) + len(scalars) == 1 + 8 + 1
     assert not call.params["jaxpr"].consts
 
 

@@ -67,8 +67,8 @@ def error_bound(net: Any, x: Any, /, *, dtype: Any = None, backend: Any = None, 
     _backend.check_precision(precision)
     chain = Chain.of(net)
     adapter, x, name = placement.arrive(x, chain, None if backend is None else _backend.load(backend), dtype=dtype)
-    device = placement.device_name(adapter, x)
-    arithmetic = arithmetic_of(adapter, name, precision=precision, device=device)
-    if hasattr(adapter, "apply"):  # it hands blocks on to another library
-        return array_bound(adapter.to_numpy(x), chain.place(_backend.load("numpy"), name, None), arithmetic=arithmetic)
+    if hasattr(adapter, "computed"):  # it hands blocks on to another library
+        x = adapter.computed(x)
+        adapter = _backend.of(x)
+    arithmetic = arithmetic_of(adapter, name, precision=precision, device=placement.device_name(adapter, x))
     return array_bound(x, chain.place(adapter, name, like=x), arithmetic=arithmetic)

@@ -18,7 +18,6 @@ from nnfwd.bounds import rows
 from nnfwd.bounds.arithmetic import Arithmetic
 from nnfwd.bounds.looped import SLACK, looped_bound, looped_rows
 from nnfwd.bounds.result import Bounded, Stored
-from nnfwd.errors import ArrayError
 from nnfwd.layers import Dense, Layer, Scale
 from nnfwd.reference import digits, is_vector
 
@@ -84,7 +83,7 @@ class _Pass:
                 h, e = self.scale(layer, h, e)
             if is_vector(layer.activation):
                 h, e = self.softmax(layer.activation.name, h, e)
-            elif layer.activation.name != "identity" or not layer.activation.is_named:
+            elif layer.activation.name != "identity":
                 h, e = self.elementwise(layer, h, e)
         return h, e.astype("float64")
 
@@ -150,8 +149,6 @@ class _Pass:
 
     def elementwise(self, layer: Layer, z: np.ndarray, e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         arith, name = self.arith, layer.activation.name
-        if not layer.activation.is_named:
-            raise ArrayError(f"the rounding of the activation {name} is unknown: no bound can be given")
         p = [np.asarray(v).astype(self.work) for v in layer.activation.parameters.values()]
         constants = _constants(self.work)
 
@@ -159,7 +156,7 @@ class _Pass:
             return _ACTIVATIONS[name](t, constants, *p)
 
         values = f(z)
-        claimed = np.isfinite(e)
+        claimed = np.isfinite(e) & rows.bounded(name, p, arith)
         t, value, wide = (np.where(claimed, a, 0) for a in (z, values, e))
         size = abs(value)
         wide = np.where(wide > 0, wide + 2 * self.own * (abs(t) + wide), 0)  # t +- wide rounds
@@ -169,7 +166,10 @@ class _Pass:
             inside = (low < turn) & (turn < high)
             if inside.any():
                 moved = np.where(inside, np.maximum(moved, abs(f(np.full_like(t, turn)) - value)), moved)
-        worst = np.clip(t - wide, -1e8, 1e8)
+        if name == "thresholded_relu":  # the jump, from 0 to alpha
+            near = abs(t - p[0]) <= wide + (arith.quantum if arith.flushes else 0)
+            moved = np.where(near & (wide > 0), np.maximum(moved, np.maximum(size, abs(p[0] - value))), moved)
+        worst = t - wide
         r = 1.01 * arith.u * rows.relative(name, worst, arith.ulp, p)
         error = moved + np.expm1(np.minimum(r, 700.0)) * (size + moved)
         if name in ("hard_sigmoid", "hard_silu"):
@@ -203,9 +203,11 @@ class _Pass:
         raised = np.exp(distances)
         total = raised.sum(axis=-1, keepdims=True)
         values = raised / total if name == "softmax" else distances - np.log(total)
-        claimed = np.isfinite(e).all(axis=-1, keepdims=True)
-        d = np.where(claimed, e, 0)
-        spread = d + u * (abs(distances) + d + d.max(axis=-1, keepdims=True)) + 2 * u * k["exp"]
+        widest = e.max(axis=-1, keepdims=True)
+        claimed = rows.softmax_fits(widest, n, arith)
+        d, widest = np.where(claimed, e, 0), np.where(claimed, widest, 0)
+        spread = d + u * (abs(distances) + d + widest) + 2 * u * k["exp"]
+        lost = (n + 2) * arith.quantum * np.exp(widest)
         # g = log(sum softmax(z) exp(spread)), where the spread is large as the difference of two logarithms
         narrow = np.log1p((raised * np.expm1(spread)).sum(axis=-1, keepdims=True) / total)
         peak = (distances + spread).max(axis=-1, keepdims=True)
@@ -216,10 +218,10 @@ class _Pass:
         if name == "softmax":
             power = 1.01 * (spread + g + (n + 1) * u)
             bound = np.where(power < 700, size * np.expm1(np.minimum(power, 700)), np.inf)
-            bound = np.minimum(bound, 1 + 2 * (n + 2) * u) + (n + 2) * arith.smallest_normal + own * size
+            bound = np.minimum(bound + lost, 1 + 2 * (n + 2) * u) + own * size
         else:
-            bound = spread + g + (n + 2) * u * np.maximum(1.0, size) + 2 * u * k["log"] * math.log(n + 1) + own
-            bound = bound + (n + 2) * arith.smallest_normal
+            bound = spread + g + (n + 2) * u * np.maximum(1.0, size) + lost + own
+            bound = bound + u * (2 * k["log"] * (math.log(n + 1) + widest) + widest)
         whole = bound * (_SLACK + 8 * (n + 8) * self.unit)
         return values, np.where(claimed & (size + bound < arith.largest), whole, np.inf)
 
@@ -228,7 +230,8 @@ def _over_lowbit(a: np.ndarray) -> np.ndarray:
     """1 / the largest power of two that divides each (finite float64) value, 0 for 0; in the working format."""
     mantissa, exponent = np.frexp(a.astype("float64"))
     whole = (mantissa * 2.0**53).astype("int64")
-    lowest = np.ldexp(np.ones_like(a), -(np.log2(np.maximum(whole & -whole, 1)).astype("int64") + exponent - 53))
+    _, place = np.frexp(np.maximum(whole & -whole, 1).astype("float64"))
+    lowest = np.ldexp(np.ones_like(a), 54 - place - exponent)
     return np.where(whole == 0, 0.0, lowest)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from nnfwd.bounds import rows
 from nnfwd.bounds.arithmetic import Arithmetic
 from nnfwd.bounds.result import Bounded, Stored
-from nnfwd.errors import ArrayError
 from nnfwd.layers import Dense, Layer, Scale
 from nnfwd.reference import FLOATS, VECTOR, activate, digits, each, is_vector, nested, scalar_form
 
@@ -136,7 +135,10 @@ def _dense(
 def _sum(terms: list[Any], m: Any) -> Any:
     if m is not FLOATS:
         return m.context.fsum(terms)
-    return math.fsum(terms) if all(map(math.isfinite, terms)) else sum(terms)
+    try:
+        return math.fsum(terms) if all(map(math.isfinite, terms)) else sum(terms)
+    except OverflowError:
+        return sum(terms)
 
 
 def _total(values: Iterable[float]) -> float:
@@ -179,14 +181,12 @@ def _scale(s: float, c: float, t: float, h: Any, e: float, arith: Arithmetic, m:
 
 def _elementwise(layer: Layer, z: list[Any], errors: list[float], arith: Arithmetic, m: Any) -> tuple[Any, Any]:
     name = layer.activation.name
-    if not layer.activation.is_named:
-        raise ArrayError(f"the rounding of the activation {name} is unknown: no bound can be given")
     f, values = scalar_form(layer), activate(layer, z, m)
     listed = [each(v, len(z)) for v in layer.activation.parameters.values()]
     parameters = list(zip(*listed, strict=True)) if listed else [()] * len(z)
     bounds = []
     for t, value, wide, p in zip(z, values, errors, parameters, strict=True):
-        if math.isinf(wide) or not (all(map(math.isfinite, p)) or name == "clip"):  # one that clips at one side only
+        if math.isinf(wide) or not rows.bounded(name, p, arith):
             bounds.append(math.inf)
         elif name == "identity":
             bounds.append(wide)
@@ -213,9 +213,11 @@ def _propagate(
     reached = [f(low, m, *p), f(high, m, *p)] if wide else []
     turns = [0.0, rows.TURNS.get(name, 0.0)] if wide else []
     reached += [f(m.number(turn), m, *p) for turn in turns if low < turn < high]
+    if wide and name == "thresholded_relu" and abs(t - p[0]) <= wide + (arith.quantum if arith.flushes else 0):
+        reached += [m.number(0), m.number(p[0])]  # the jump, from 0 to alpha
     moved = max((abs(float(r - value)) for r in reached), default=0.0)
     far = abs(float(t)) + wide
-    worst = min(max(float(t) - wide, -1e8), 1e8)
+    worst = float(t) - wide
     r = 1.01 * arith.u * float(rows.relative(name, worst, arith.ulp, p))
     error = moved + math.expm1(min(r, 700.0)) * (size + moved)
     if name in ("hard_sigmoid", "hard_silu"):
@@ -251,9 +253,12 @@ def _softmax(name: str, z: list[Any], errors: list[float], arith: Arithmetic, m:
         return values, [some.get(i, 0.0) for i in range(n)]  # what came in as -inf gives 0, or -inf, exactly
     top, widest = max(z), max(errors)
     u, k = arith.u, arith.ulp
+    if not rows.softmax_fits(widest, n, arith):
+        return values, [math.inf] * n
     distances = [float(t - top) for t in z]
     spread = [d + u * (abs(far) + d + widest) + 2 * u * k["exp"] for far, d in zip(distances, errors, strict=True)]
     g = _spread_of_sum(distances, spread)
+    lost = (n + 2) * arith.quantum * math.exp(widest)
     bounds = []
     for i, value in enumerate(values):
         size = abs(float(value))
@@ -261,10 +266,10 @@ def _softmax(name: str, z: list[Any], errors: list[float], arith: Arithmetic, m:
         if name == "softmax":
             power = 1.01 * (spread[i] + g + (n + 1) * u)
             bound = size * math.expm1(power) if power < 700 else math.inf
-            bound = min(bound, 1 + 2 * (n + 2) * u) + (n + 2) * arith.smallest_normal + own * size
+            bound = min(bound + lost, 1 + 2 * (n + 2) * u) + own * size
         else:
-            bound = spread[i] + g + (n + 2) * u * max(1.0, size) + 2 * u * k["log"] * math.log(n + 1) + own
-            bound += (n + 2) * arith.smallest_normal
+            bound = spread[i] + g + (n + 2) * u * max(1.0, size) + lost + own
+            bound += u * (2 * k["log"] * (math.log(n + 1) + widest) + widest)
         bounds.append(bound * SLACK if size + bound < arith.largest else math.inf)
     return values, bounds
 

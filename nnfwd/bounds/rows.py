@@ -6,23 +6,35 @@ For an exact argument t, the computed f(t) is within
 
 of f(t): u is the unit roundoff, q what one underflow may lose, K a library's error in ulp (an ulp is at most 2 u
 relative). The rows are first-order; expm1 and 1.01 cover the rest. The argument may itself be off: between its ends an
-activation is monotonic but for `TURNS`. t, far (the largest possible |t|) and the parameters p are numbers or arrays.
+activation is monotonic but for `TURNS` and thresholded_relu's jump. t, far (the largest possible |t|) and the parameters
+p are numbers or arrays.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from nnfwd.bounds.arithmetic import Arithmetic
+from nnfwd.errors import ArrayError
+from nnfwd.layers import Layer
 
 Values = Any
 """A number, or an array of them."""
 
 
+def check_known(layers: Iterable[Layer]) -> None:
+    """Raises `ArrayError` for a callable of one's own, whose rounding is unknown."""
+    for layer in layers:
+        if not layer.activation.is_named:
+            name = layer.activation.name
+            raise ArrayError(f"the rounding of the activation {name} is unknown: ask about the layers before it")
+
+
 def relative(name: str, t: Values, ulp: Mapping[str, float], p: Sequence[Values]) -> Values:
     """The relative error of an activation in units of u, see above."""
-    return _RELATIVE[name](t, ulp, p)
+    return _RELATIVE[name](np.clip(t, -1e8, 1e8) if name in ("gelu", "gelu_tanh") else t, ulp, p)
 
 
 def _above(value: Values) -> Values:
@@ -46,7 +58,7 @@ _RELATIVE: dict[str, Callable[[Values, Mapping[str, float], Sequence[Values]], V
     "elu": lambda t, k, p: 2 + 2 * k["expm1"],
     "selu": lambda t, k, p: 2 + 2 * k["expm1"],
     # quotient, product; expm1'(s) s / expm1(s) is at most 1 for s < 0 and 1 + s for s > 0 (a negative alpha)
-    "celu": lambda t, k, p: 4 + 2 * k["expm1"] + 2 * _above(-_above(-t) / np.where(p[0] == 0, np.inf, p[0])),
+    "celu": lambda t, k, p: 4 + 2 * k["expm1"] + 2 * _above(-_above(-t) / p[0]),
     "silu": lambda t, k, p: 3 + 3 * k["exp"],
     "hard_silu": lambda t, k, p: 1,  # and what is clipped
     "hard_sigmoid": lambda t, k, p: 0,  # only what is clipped
@@ -72,6 +84,25 @@ ROUNDLESS = ("relu", "relu6", "hard_tanh", "thresholded_relu", "clip")
 
 LINEAR = ("leaky_relu", "prelu")
 """A product with a slope where t < 0."""
+
+
+def bounded(name: str, p: Sequence[Values], arith: Arithmetic) -> Values:
+    """Whether anything is known with these parameters."""
+    if name == "clip":  # one that clips at one side only has an infinite bound on the other
+        return ~np.logical_or.reduce(np.broadcast_arrays(*map(np.isnan, p)))
+    if name == "celu":  # x / alpha may be computed as x * (1 / alpha), which must be a normal number
+        least, most = max(arith.smallest_normal, 1 / arith.largest), min(arith.largest, 1 / arith.smallest_normal)
+        return (abs(p[0]) > least) & (abs(p[0]) < most)
+    return np.logical_and.reduce(np.broadcast_arrays(*map(np.isfinite, p))) if p else True
+
+
+def softmax_fits(widest: Values, n: int, arith: Arithmetic) -> Values:
+    """Whether a sum of n exponentials neither overflows nor vanishes, their arguments being this far off.
+
+    Shifted by the maximum they are at most 0, but where a compiler contracts the product before into the shift (XLA
+    does), all may be off together by the error of the maximum.
+    """
+    return widest + math.log(n) + 1 < min(math.log(arith.largest), -math.log(arith.smallest_normal))
 
 
 def underflows(name: str, far: Values, p: Sequence[Values], arith: Arithmetic) -> Values:
