@@ -14,7 +14,7 @@ from nnfwd.network import Network
 
 if TYPE_CHECKING:
     from nnfwd.bounds import Bounded, error_bound
-    from nnfwd.checking import Report, check
+    from nnfwd.checking import Failure, Report, Row, check
     from nnfwd.io import Limits, load, save
     from nnfwd.reference import looped_feed_forward
 
@@ -24,9 +24,11 @@ __all__ = [
     "Activation",
     "Bounded",
     "Dense",
+    "Failure",
     "Limits",
     "Network",
     "Report",
+    "Row",
     "Scale",
     "Trace",
     "activations",
@@ -43,8 +45,10 @@ __all__ = [
 
 _LAZY = {
     "Bounded": "nnfwd.bounds",
+    "Failure": "nnfwd.checking",
     "Limits": "nnfwd.io",
     "Report": "nnfwd.checking",
+    "Row": "nnfwd.checking",
     "check": "nnfwd.checking",
     "error_bound": "nnfwd.bounds",
     "load": "nnfwd.io",

@@ -112,6 +112,15 @@ class Case:
 NAMES = activations.names()
 
 
+def rounded_network(net: Network, dtype: str) -> Network:
+    """A network of NumPy arrays with its arrays rounded to a dtype (bfloat16 values stand in float32 arrays)."""
+
+    def move(a: Any) -> Any:
+        return {k: move(v) for k, v in a.items()} if isinstance(a, dict) else rounded(a, dtype)
+
+    return net.with_parameters([move(layer) for layer in net.parameters])
+
+
 def _pool() -> tuple[Signature, ...]:
     """About twenty signatures, with every activation among them.
 

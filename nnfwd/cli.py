@@ -104,15 +104,20 @@ def _parser() -> argparse.ArgumentParser:
     checked = command(
         "check",
         _check,
-        "hold every backend of this machine to the rounding-error bound",
+        "hold every backend of this machine, in every dtype, to the rounding-error bound; exit 1 if one is outside",
         "nnfwd check model.npz --data x.npy --backends numpy,jax",
     )
     checked.add_argument("model", metavar="MODEL", type=Path, nargs="?", help="a network: .npz, besides random ones")
-    checked.add_argument("--data", metavar="X", type=Path, help="inputs (..., in) for it: .npy, .npz or .csv")
-    checked.add_argument("--backends", metavar="NAMES", default="all", help="say numpy,jax (default: all)")
-    checked.add_argument("--dtypes", metavar="DTYPES", help="say float32,float64 (default: all)")
     checked.add_argument(
-        "--precision", choices=_backend.PRECISIONS, default="highest", help="of products (default: highest)"
+        "--data", metavar="X", type=Path, help="inputs (..., in) for it: .npy, .npz or .csv (default: 64 random rows)"
+    )
+    checked.add_argument("--backends", metavar="NAMES", default="all", help="such as numpy,jax (default: all usable)")
+    checked.add_argument("--dtypes", metavar="NAMES", default="all", help="such as float32,float64 (default: all four)")
+    checked.add_argument(
+        "--precision",
+        choices=_backend.PRECISIONS,
+        default="highest",
+        help="of products: highest is true IEEE, high allows TF32, medium bfloat16 (default: highest)",
     )
     checked.add_argument("--plot", metavar="FILE", type=Path, help="draw |error| / bound: .png, .svg or .pdf")
     checked.add_argument("--json", action="store_true", help="print JSON")
@@ -232,29 +237,28 @@ def _check(options: argparse.Namespace) -> int:
     os.environ.setdefault("JAX_ENABLE_X64", "1")  # this process is ours, and JAX has no float64 without
     net = None if options.model is None else nnfwd.load(options.model)
     x = None if options.data is None else read_array(options.data)[0]
-    rows: list[checking.Row] = []
-    failures: list[checking.Failure] = []
-    not_run: list[str] = []
-    for found in checking.checked(
+    found = checking.checked(
         net,
         x,
-        backends="all" if options.backends == "all" else options.backends.split(","),
-        dtypes=options.dtypes.split(",") if options.dtypes else checking.DTYPES,
+        backends="all" if options.backends == "all" else _listed(options.backends),
+        dtypes=checking.DTYPES if options.dtypes == "all" else _listed(options.dtypes),
         precision=options.precision,
-    ):
-        if isinstance(found, str):
-            not_run.append(found)
-            continue
-        if not options.json:
-            print(*(() if rows else (checking.HEADER,)), checking.line(found[0]), sep="\n", flush=True)
-        rows.append(found[0])
-        failures += [found[1]] if found[1] else []
-    report = checking.Report(tuple(rows), tuple(failures), tuple(not_run))
-    print(json.dumps(report.to_dict(), indent=2) if options.json else report.summary)
+    )
+    if options.json:
+        report = checking.Report.collected(found)
+        print(json.dumps(report.to_dict(), indent=2, allow_nan=False))
+    else:
+        heading = iter([checking.HEADER])
+        report = checking.Report.collected(found, show=lambda row: print(*heading, row, sep="\n", flush=True))
+        print(report.summary)
     if options.plot is not None:
         with replacing(options.plot) as file:
             plot.agreement(report).figure.savefig(file, format=options.plot.suffix[1:].lower(), dpi=160)
     return 0 if report.ok else 1
+
+
+def _listed(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ For many rows at once the same is one matrix product, z = h W^T + b. That is all
 written against the Python Array API standard. `xp` is the array library's namespace and is handed down; nothing here
 names a library. Everything else in nnfwd prepares for these lines (`placement.py`: where arrays are; `layers.py`: do
 the shapes fit; `network.py`: what a person holds), executes them well (`backends/`), or judges them (`reference.py`
-says the same in plain Python loops, `bounds.py` how far rounding may take the two apart).
+says the same in plain Python loops, `bounds/` how far rounding may take the two apart).
 """
 
 import functools

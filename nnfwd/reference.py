@@ -2,7 +2,7 @@
 
 This is the other opinion. It shares nothing with `forward.py` and `activations.py`, and states the same mathematics in
 the plainest way there is. The activations are written for two number systems, Python floats (`FLOATS`) and mpmath's
-60 digits (`DIGITS`), which offer the same functions; `bounds.py` judges float64 results with the second.
+60 digits (`DIGITS`), which offer the same functions; `bounds/` judges float64 results with the second.
 """
 
 import functools

@@ -203,9 +203,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--backend", metavar="NAME", nargs="+", help="by default every usable one but dask")
     parser.add_argument("--dtype", metavar="DTYPE", nargs="+", choices=REAL, default=REAL, help="by default all")
-    parser.add_argument("--points", metavar="N", type=int, default=2_000_000, help="a function (default: %(default)s)")
+    parser.add_argument(
+        "--points", metavar="N", type=int, default=2_000_000, help="arguments of each function (default: %(default)s)"
+    )
     parser.add_argument("--exhaustive", action="store_true", help="every value of float32")
     options = parser.parse_args(arguments)
+    if options.points < 1:
+        parser.error(f"--points {options.points}: it must be at least 1")
     names = options.backend
     if names is None:  # the arithmetic of Dask is that of its chunks
         names = [info.name for info in nnfwd.backends(devices=True) if info.devices and info.name != "dask"]
@@ -217,7 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(str(error))
         for device in adapter.devices():
             for dtype in options.dtype:
-                if _has(adapter, dtype, device):
+                if not _has(adapter, dtype, device):
+                    print(f"\n{name} {device} has no {dtype} here")
+                else:
                     status |= _report(adapter, dtype, device, options.points, options.exhaustive)
     return status
 

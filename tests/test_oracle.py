@@ -13,11 +13,10 @@ from places import Place
 
 from nnfwd import Activation, Dense, Network
 from nnfwd.bounds import arithmetic_of, array_bound
-from nnfwd.cases import Case, Signature
+from nnfwd.cases import INTEGER_SAFE, Case, Signature
 
 BROKEN, NETWORKS = Place("emulated", "broken"), 300
 WEIGHTS = ("one weight off by 1e-6", "a dropped bias", "swapped columns", "a dropped input")
-INTEGER = ("identity", "relu", "relu6", "hard_tanh", "clip", "thresholded_relu", "leaky_relu", "prelu")
 SMOOTH = (
     "identity",
     "tanh",
@@ -87,7 +86,7 @@ def caught(outcomes):
 def test_small_integers_show_every_fault(fault, dtype, note):
     found = []
     for seed in range(NETWORKS):
-        case, rng = drawn(seed, dtype, "small-integer", INTEGER)
+        case, rng = drawn(seed, dtype, "small-integer", INTEGER_SAFE)
         found.append(
             outcome(case.network, with_fault(case.network, fault, rng), case.x, claimed=lambda b: b.error == 0)
         )
@@ -144,13 +143,16 @@ def test_general_networks_show_gross_faults_of_the_arithmetic(fault, dtype, note
     assert share >= 0.95
 
 
+WIDE = Signature(40, (8,), (("dense", 30, "tanh", True, False), ("dense", 4, "identity", True, False)), 0)
+
+
 @pytest.mark.parametrize("device", ["reversed", "blocked"])
 def test_another_order_of_summation_is_no_fault(device):
     place, differ = Place("emulated", device), collections.Counter()
     for seed in range(NETWORKS):
-        case, _ = drawn(seed, "float32", "ordinary", SMOOTH)
+        case = Case(WIDE, "float32", "ordinary", "none", seed)
         bounded = array_bound(case.x, case.network, arithmetic=arithmetic_of(place.adapter, "float32", device=device))
         y = place.adapter.to_numpy(case.network(place.put(case.x, "float32")))
         assert bounded.ratio(y).max() <= 1
         differ[bool((y != case.network(case.x)).any())] += 1
-    assert differ[True] > NETWORKS / 2 or device == "blocked", "the order hardly made a difference"
+    assert differ[True] > NETWORKS / 2, "the order hardly made a difference"

@@ -6,8 +6,8 @@ For an exact argument t, the computed f(t) is within
 
 of f(t): u is the unit roundoff, q what one underflow may lose, K a library's error in ulp (an ulp is at most 2 u
 relative). The rows are first-order; expm1 and 1.01 cover the rest. The argument may itself be off: between its ends an
-activation is monotonic but for `TURNS` and thresholded_relu's jump. t, far (the largest possible |t|) and the parameters
-p are numbers or arrays.
+activation is monotonic but for `TURNS` and thresholded_relu's jump. t, far (the largest possible |t|) and the
+parameters p are numbers or arrays.
 """
 
 import math

@@ -35,7 +35,7 @@ def agreement(report: Report, /, *, ax: "Axes | None" = None) -> "Axes":
     ax.set_xscale("log")
     ax.set_xlim(_LEAST, 2e3 if any(row.worst > 1 for row in rows) else 20)
     ax.set_ylim(len(rows) - 0.4, -1.2)
-    ax.set_yticks(range(len(rows)), [f"{row.backend} {row.device} {row.dtype}" for row in rows])
+    ax.set_yticks(range(len(rows)), [row.place for row in rows])
     ax.set_xlabel("|error| / bound: quartiles (bar), median (line), worst (dot)")
     ax.grid(axis="x", alpha=0.3)
     return ax
