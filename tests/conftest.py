@@ -36,11 +36,6 @@ class Count:
         """How many ran there so far."""
         return len(self.rows[str(place), dtype, precision])
 
-    def most_unclaimed(self, dtype, precision):
-        """The largest share of elements about which nothing is claimed, outside the regime of huge numbers."""
-        every = (rows for key, rows in self.rows.items() if key[1:] == (dtype, precision))
-        return max((share(row for row in rows if row.regime != "huge") for rows in every), default=0.0)
-
 
 def share(rows):
     rows = list(rows)

@@ -17,8 +17,6 @@ from nnfwd.cases import Case
 # and runs NumPy: a long run gives it no more networks than a short one.
 COMPILES = ("jax",)
 GRAPHS = {"dask": 300}
-UNCLAIMED = 0.03
-"""The most outputs about which the bound may say nothing, where numbers are not huge."""
 
 
 @functools.cache
@@ -67,7 +65,6 @@ def test_free_shapes(dtype, count):
         run(case, layout, where, count)
 
     every_network()
-    assert count.most_unclaimed(dtype, "highest") <= UNCLAIMED, "the bound claims too little"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,7 +76,6 @@ def test_shapes_from_a_pool(dtype, count):
         run(case, layout, where, count)
 
     every_network()
-    assert count.most_unclaimed(dtype, "highest") <= UNCLAIMED, "the bound claims too little"
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
@@ -91,4 +87,3 @@ def test_other_precisions(precision, count):
         run(case, "C", where, count, precision)
 
     every_network()
-    assert count.most_unclaimed("float32", precision) <= UNCLAIMED, "the bound claims too little"

@@ -6,7 +6,8 @@ from networks import ensemble, inputs, mixed
 from places import need
 
 import nnfwd
-from nnfwd.bounds import arithmetic_of, looped_bound
+from nnfwd import Dense, Network
+from nnfwd.bounds import arithmetic_of, error_bound, looped_bound
 from nnfwd.errors import ArrayError, ShapeError
 
 
@@ -88,6 +89,15 @@ def test_chunks_of_another_library_are_run_by_it(da):
     assert nnfwd.backend.of(y.blocks[0].compute(scheduler="synchronous")) is place
     moved = mixed().to("jax")(x)
     assert moved.shape == (6, 2)
+
+
+def test_the_bound_is_that_of_the_chunks(da):
+    jax = need("jax")
+    net = Network([Dense(np.full((1, 1), value, "float32")) for value in (1e-20, 1e20)])
+    x = da.from_array(jax.numpy.full((1, 1), 1e-20, "float32"), asarray=False)
+    y = net(x).compute()
+    assert float(y[0, 0]) == 0  # JAX flushes subnormal numbers
+    assert error_bound(net, x).ratio(y).max() <= 1 < error_bound(net, np.asarray(x.compute())).ratio(y).max()
 
 
 def test_dask_can_name_a_network(da):

@@ -9,7 +9,8 @@ from networks import ensemble, inputs, mixed, tutorial
 from places import need
 
 import nnfwd
-from nnfwd.bounds import arithmetic_of, looped_bound
+from nnfwd import Activation, Network, Scale, activations
+from nnfwd.bounds import arithmetic_of, error_bound, looped_bound
 from nnfwd.errors import DtypeError
 
 
@@ -114,6 +115,29 @@ def test_compiled_passes_weights_as_arguments(jax):
     scalars = jax.tree.leaves([layer.scalars for layer in net])  # as arguments too: XLA merges constants
     assert len(call.invars) == 1 + len(jax.tree.leaves(net.to("jax"))) + len(scalars) == 1 + 8 + 1
     assert not call.params["jaxpr"].consts
+
+
+@pytest.mark.parametrize(
+    ("layers", "x", "dtype"),
+    [
+        ([Scale(300.0), Scale(300.0)], 1e-3, "float16"),
+        ([Scale(1e-4), Scale(1e-4)], 6e4, "float16"),
+        ([Scale(1e30), Scale(1e30)], 1e-30, "float32"),
+        ([Scale(1e-30), Activation(activations.hard_sigmoid(alpha=1e-20, beta=0.0))], 1e30, "float32"),
+        ([Scale(1e30), Activation(activations.leaky_relu(negative_slope=1e20))], -1e-30, "float32"),
+        ([Scale(np.linspace(-1.3, 1.1, 8)), Activation("softmax")], 1e9, "float32"),
+        ([Scale(np.linspace(-1.3, 1.1, 8)), Activation("log_softmax")], 1e4, "float32"),
+        ([Activation(activations.celu(alpha=9e37))], -1e37, "float32"),
+        ([Activation(activations.celu(alpha=1e-5))], 0.0, "float16"),
+    ],
+)
+def test_what_xla_rewrites_stays_inside(jax, layers, x, dtype):
+    """It merges constant factors, contracts a product into a softmax's shift, and multiplies with reciprocals."""
+    net = Network(layers)
+    x = jax.numpy.asarray(x * np.random.default_rng(0).uniform(0.9, 1, (64, 8)), dtype)
+    bounded = error_bound(net, x)
+    for y in (net(x), net.compile(backend="jax", dtype=dtype)(x)):
+        assert (bounded.ratio(y) <= 1).all()
 
 
 def test_precision_is_explicit_in_the_program(jax):
