@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnfwd import activations
-from nnfwd.layers import Activation, Dense, Scale
+from nnfwd.layers import Activation, Dense, Scale, mapped
 from nnfwd.network import Network
 from nnfwd.placement import rounded
 
@@ -115,10 +115,7 @@ NAMES = activations.names()
 def rounded_network(net: Network, dtype: str) -> Network:
     """A network of NumPy arrays with its arrays rounded to a dtype (bfloat16 values stand in float32 arrays)."""
 
-    def move(a: Any) -> Any:
-        return {k: move(v) for k, v in a.items()} if isinstance(a, dict) else rounded(a, dtype)
-
-    return net.with_parameters([move(layer) for layer in net.parameters])
+    return net.with_parameters([mapped(lambda a: rounded(a, dtype), layer) for layer in net.parameters])
 
 
 def _pool() -> tuple[Signature, ...]:

@@ -3,7 +3,7 @@
 A layer holds arrays and checks their shapes once, at construction. It computes nothing: the pass is in `forward.py`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -355,12 +355,10 @@ class Chain:
         return layers
 
     def _move(self, adapter: Backend, dtype: str, like: Array | None, device: Any) -> tuple[Layer, ...]:
-        def move(a: Any) -> Any:
-            if isinstance(a, dict):
-                return {k: move(v) for k, v in a.items()}
+        def move(a: Array) -> Array:
             return placement.place(a, adapter, dtype, like, device)
 
-        return tuple(layer.rounded(dtype).replace(move(layer.parameters)) for layer in self.layers)
+        return tuple(layer.rounded(dtype).replace(mapped(move, layer.parameters)) for layer in self.layers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Chain, (self.layers,))  # without the placed copies
@@ -373,6 +371,11 @@ def leaves(parameters: Any) -> list[Array]:
     if isinstance(parameters, list | tuple):
         return [a for v in parameters for a in leaves(v)]
     return [parameters]
+
+
+def mapped(f: Callable[[Array], Any], parameters: Parameters) -> Parameters:
+    """A layer's arrays, each through f."""
+    return {k: mapped(f, v) if isinstance(v, dict) else f(v) for k, v in parameters.items()}
 
 
 def _shape(layer: Layer) -> str:

@@ -9,7 +9,7 @@ from nnfwd import placement
 from nnfwd.backend import Array
 from nnfwd.errors import ArrayError, DtypeError, ShapeError
 from nnfwd.forward import feed_forward, forward
-from nnfwd.layers import Chain, Dense, Layer, Parameters, leaves
+from nnfwd.layers import Chain, Dense, Layer, Parameters, leaves, mapped
 
 
 class Network:
@@ -116,12 +116,10 @@ class Network:
         name = None if dtype is None else placement.real_dtype(dtype)
         placement.probe(adapter, name or self.dtype or "float32", device)
 
-        def move(a: Any) -> Any:
-            if isinstance(a, dict):
-                return {k: move(v) for k, v in a.items()}
+        def move(a: Array) -> Array:
             return placement.move(a, adapter, dtype=name or placement.dtype_name(a.dtype), device=device)
 
-        return self.with_parameters([move(layer) for layer in self.parameters])  # which makes them the network's own
+        return self.with_parameters([mapped(move, layer) for layer in self.parameters])  # which makes them its own
 
     def _adapter(self, backend: Any) -> _backend.Backend:
         """The backend asked for, by default the one of the weights."""

@@ -199,7 +199,9 @@ def _relu(t: Number, m: Any) -> Number:
 
 
 def _clip(t: Number, m: Any, lower: Number, upper: Number) -> Number:
-    return t if t != t else min(max(t, m.number(lower)), m.number(upper))
+    if t != t or lower != lower or upper != upper:
+        return m.nan
+    return min(max(t, m.number(lower)), m.number(upper))
 
 
 def _leaky_relu(t: Number, m: Any, negative_slope: Number) -> Number:

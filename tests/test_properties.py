@@ -7,6 +7,7 @@ from places import DTYPES, places
 
 from nnfwd import Activation, Dense, Network, activations
 from nnfwd.bounds import arithmetic_of, array_bound
+from nnfwd.cases import rounded_network
 from nnfwd.placement import dtype_name, rounded
 
 EVERYWHERE = [(place, dtype) for place in places() for dtype in DTYPES if place.has(dtype)]
@@ -144,16 +145,12 @@ def test_permuted_hidden_units_are_near(place, dtype):
 @pytest.mark.parametrize("make", [mixed, ensemble])
 def test_a_compiled_network_is_near(place, dtype, make):
     made = make("float32" if dtype == "bfloat16" else dtype)
-    net = made.with_parameters([{k: stored(v, dtype) for k, v in layer.items()} for layer in made.parameters])
+    net = rounded_network(made, dtype)
     x = rounded(inputs(6, 4), dtype)
     with place.context(dtype):
         compiled = net.compile(backend=place.name, device=place.device, dtype=dtype)
         y = place.adapter.to_numpy(compiled(place.put(x, dtype)))
     assert_near(place, dtype, net, x, run(place, dtype, net, x), y)
-
-
-def stored(a, dtype):
-    return {k: stored(v, dtype) for k, v in a.items()} if isinstance(a, dict) else rounded(a, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

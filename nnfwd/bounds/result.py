@@ -7,7 +7,7 @@ import numpy as np
 
 from nnfwd.bounds.rows import check_known
 from nnfwd.errors import ArrayError, BackendError, DtypeError
-from nnfwd.layers import Chain, Layer, leaves, to_numpy
+from nnfwd.layers import Chain, Layer, leaves, mapped, to_numpy
 from nnfwd.placement import accept, rounded
 from nnfwd.reference import member
 
@@ -79,15 +79,15 @@ class Stored:
             for a in leaves(layer.parameters):
                 _check_held(to_numpy(a), dtype, f"layer {i}")
         lead = rows.shape[:-1] if chain.members is None else (chain.members, *rows.shape[:-1])
-        wide = tuple(tuple(_wide(layer.rounded(dtype)) for layer in layers) for layers in members)
+        wide = tuple(
+            tuple(layer.rounded(dtype).replace(mapped(_wide, layer.parameters)) for layer in layers)
+            for layers in members
+        )
         return cls(rows.astype("float64"), wide, lead)
 
 
-def _wide(layer: Layer) -> Layer:
-    def move(a: Any) -> Any:
-        return {k: move(v) for k, v in a.items()} if isinstance(a, dict) else to_numpy(a).astype("float64")
-
-    return layer.replace(move(layer.parameters))
+def _wide(a: Any) -> np.ndarray:
+    return to_numpy(a).astype("float64")
 
 
 def _check_held(a: np.ndarray, dtype: str, what: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from nnfwd.layers import mapped
 from nnfwd.network import Network
 
 _MANY = 10_000  # numbers of a network, beyond which JSON names it without them
@@ -172,14 +173,10 @@ class Report:
 
 def _described(failure: Failure) -> dict[str, Any]:
     values = {f.name: getattr(failure, f.name) for f in fields(failure)} | {"network": repr(failure.network)}
-    parameters = [_lists(layer) for layer in failure.network.parameters]
+    parameters = [mapped(np.ndarray.tolist, layer) for layer in failure.network.parameters]
     if failure.x.size + sum(layer.weight.size for layer in failure.network if hasattr(layer, "weight")) < _MANY:
         values["parameters"] = parameters
     return _plain(values | {"x": failure.x.tolist()})
-
-
-def _lists(parameters: Any) -> Any:
-    return {k: _lists(v) for k, v in parameters.items()} if isinstance(parameters, dict) else parameters.tolist()
 
 
 def _plain(value: Any) -> Any:
