@@ -190,7 +190,7 @@ ACTIVATIONS = [
         "no bound",
         lambda: looped_bound(X, [Dense(W, B, double)], arithmetic=Arithmetic("float64")),
         ArrayError,
-        "double|no bound",
+        "double|the layers before it",
     ),
 ]
 
