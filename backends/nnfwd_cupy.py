@@ -16,7 +16,7 @@ import array_api_compat.cupy
 import cupy
 import numpy as np
 
-from nnfwd.backend import in_use
+from nnfwd.backend import in_use, refuse_forked
 from nnfwd.bounds import Arithmetic, tensor_cores
 from nnfwd.errors import BackendError, DtypeError
 
@@ -37,8 +37,9 @@ def devices() -> tuple[str, ...]:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError:  # no driver, no device, or a forked process
-        count = 0
-    in_use("cupy", count > 0)
+        refuse_forked("cupy")
+        return ()
+    in_use("cupy")
     return tuple(f"cuda:{i}" for i in range(count))
 
 

@@ -19,6 +19,7 @@ from nnfwd import Activation, Dense, Network, Scale, Trace
 from nnfwd.backend import in_use
 from nnfwd.bounds import Arithmetic, tensor_cores
 from nnfwd.errors import DtypeError
+from nnfwd.layers import mapped
 
 __all__ = ["arithmetic", "compile", "devices", "place", "scope", "to_numpy", "xp"]
 
@@ -68,21 +69,28 @@ def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:
 
 
 def compile(forward: Callable[..., jax.Array], layers: Any, /) -> Callable[[jax.Array], jax.Array]:
-    leaves, structure = jax.tree.flatten(layers)  # once: a call then passes a flat list
-    # Scalars are arguments too: XLA merges two constant factors in a row, and their product may overflow.
-    scalars = [layer.scalars for layer in layers]
+    # Scalars are arguments too: XLA merges two constant factors in a row, and their product may overflow. They are
+    # placed once, beside the weights, and everything is flattened once: a call passes a flat list and moves nothing.
+    near = next(iter(jax.tree.leaves(layers)), None)
+    scalars = [mapped(lambda value: _scalar(value, near), layer.scalars) for layer in layers]
+    leaves, structure = jax.tree.flatten((layers, scalars))
 
-    def traced(leaves: Any, scalars: Any, x: jax.Array) -> jax.Array:
-        layers = jax.tree.unflatten(structure, leaves)
+    def traced(leaves: Any, x: jax.Array) -> jax.Array:
+        layers, scalars = jax.tree.unflatten(structure, leaves)
         return forward([layer.replace(own) for layer, own in zip(layers, scalars, strict=True)], x)
 
     run = jax.jit(traced)
 
     def compiled(x: jax.Array) -> jax.Array:
         in_use("jax")
-        return run(leaves, scalars, x)
+        return run(leaves, x)
 
     return compiled
+
+
+def _scalar(value: float, near: Any) -> jax.Array:
+    """A number on the device, beside an array and of its dtype; where there is none, of whatever dtype it meets."""
+    return jax.device_put(value) if near is None else place(value, dtype=str(near.dtype), like=near)
 
 
 def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:

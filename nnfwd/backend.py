@@ -154,12 +154,16 @@ _in_use: set[str] = set()
 _left: set[str] = set()  # in use when this process was forked
 
 
-def in_use(name: str, now: bool = True, /) -> None:
-    """Notes that a library runs threads or holds a GPU, if `now`. Raises `forked` in a process forked since."""
+def in_use(name: str, /) -> None:
+    """Notes that a library runs threads or holds a GPU. Raises as `refuse_forked`."""
+    refuse_forked(name)
+    _in_use.add(name)
+
+
+def refuse_forked(name: str, /) -> None:
+    """Raises `forked` in a process forked since the library was in use: it has neither its threads nor its GPU."""
     if name in _left:
         raise forked(name)
-    if now:
-        _in_use.add(name)
 
 
 def forked(name: str, /) -> BackendError:

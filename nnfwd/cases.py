@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnfwd import activations
+from nnfwd.bounds import Arithmetic
 from nnfwd.layers import Activation, Dense, Scale, mapped
 from nnfwd.network import Network
 from nnfwd.placement import rounded
@@ -98,11 +99,10 @@ class Case:
     def _x(self, rng: np.random.Generator) -> np.ndarray:
         x = self._array(rng, (*self.signature.lead, self.signature.in_features), 1)
         where = rng.random(x.shape) < 0.1
-        smallest = 2.0 ** {"float16": -24, "bfloat16": -133, "float32": -149, "float64": -1074}[self.dtype]
         values: dict[str, Any] = {
             "none": x,
             "signed zeros": -0.0,
-            "subnormals": rng.integers(1, 100, x.shape) * smallest,
+            "subnormals": rng.integers(1, 100, x.shape) * Arithmetic(self.dtype).smallest,
             "infinities": rng.choice([-np.inf, np.inf], x.shape),
             "nans": np.nan,
         }
@@ -114,7 +114,6 @@ NAMES = activations.names()
 
 def rounded_network(net: Network, dtype: str) -> Network:
     """A network of NumPy arrays with its arrays rounded to a dtype (bfloat16 values stand in float32 arrays)."""
-
     return net.with_parameters([mapped(lambda a: rounded(a, dtype), layer) for layer in net.parameters])
 
 

@@ -37,12 +37,16 @@ def forked(function: Callable[[], Any]) -> Any:
         child = os.fork()
     if child == 0:
         signal.alarm(60)
+        status = 1
         try:
-            answer = {"returned": function()}
-        except BaseException:
-            answer = {"raised": traceback.format_exc()}
-        os.write(writer, json.dumps(answer).encode())
-        os._exit(0)
+            try:
+                answer = {"returned": function()}
+            except BaseException:  # pytest's own among them: the parent raises it again
+                answer = {"raised": traceback.format_exc()}
+            os.write(writer, json.dumps(answer).encode())
+            status = 0
+        finally:
+            os._exit(status)  # whatever happened, the child must not go on as a second pytest
     os.close(writer)
     with open(reader) as pipe:
         text = pipe.read()

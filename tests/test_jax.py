@@ -106,6 +106,15 @@ def test_networks_are_pytrees(jax):
     assert len(traces) == 1, "another network of the same structure must not compile again"
 
 
+@pytest.mark.parametrize("layers", [mixed(), [Scale(2.0, center=1.0), Activation("elu")]])
+def test_compiled_moves_nothing(jax, layers):
+    run = Network(layers).compile(backend="jax", dtype="float32")
+    x = jax.numpy.asarray(inputs(6, 4))
+    run(x)
+    with jax.transfer_guard("disallow"):
+        run(x)
+
+
 def test_compiled_passes_weights_as_arguments(jax):
     net, x = mixed(), inputs(6, 4)
     run = net.compile(backend="jax", dtype="float32")

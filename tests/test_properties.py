@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from networks import ensemble, inputs, mixed
-from places import DTYPES, places
+from places import DTYPES, need, places
 
 from nnfwd import Activation, Dense, Network, activations
 from nnfwd.bounds import arithmetic_of, array_bound
@@ -156,9 +156,8 @@ def test_a_compiled_network_is_near(place, dtype, make):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rows", [1, 7, (3, 30, 7)])
 def test_any_chunks_of_dask_are_near(dtype, rows):
-    place = next((place for place in places() if place.name == "dask"), None)
-    if place is None:
-        pytest.skip("dask is not installed")
+    need("dask")
+    place = next(place for place in places() if place.name == "dask")
     net, x = smooth_network(dtype), draw(dtype, 40, 5)
     y = np.asarray(net(place.put(x, dtype).rechunk({0: rows, 1: -1})))
     assert_near(place, dtype, net, x, run(place, dtype, net, x), y)

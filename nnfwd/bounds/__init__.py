@@ -36,7 +36,8 @@ __all__ = ["Arithmetic", "Bounded", "arithmetic_of", "array_bound", "error_bound
 def error_bound(net: Any, x: Any, /, *, dtype: Any = None, backend: Any = None, precision: str = "highest") -> Bounded:
     """The exact output for x, and how far rounding may take `net(x)` from it, element by element.
 
-    Theorem. Let the weights and x be as stored in `dtype` on that backend, and let y be what the pass computes there.
+    Theorem. Let the weights and x be as stored in `dtype` on that backend, and let y be what the pass computes there,
+    called or compiled.
     Then |y - exact| <= error for every element, whatever the order of summation, with fused multiply-add or without.
     Where `error` is infinite overflow is possible, and nothing is claimed; where it is 0 no operation could round, and
     y is equal. Where NaN or infinity came in, the same class comes out.

@@ -23,7 +23,7 @@ class Arithmetic:
 
     dtype: str
     u_in: float = 0.0
-    """Unit roundoff to which operands of a product are rounded first (TF32: 2**-11), 0 where they are not."""
+    """Unit roundoff to which operands of a product are rounded first (2**-10 where cut off to TF32), else 0."""
     u_acc: float | None = None
     """Unit roundoff of the sums of products, None for the dtype's own."""
     flushes: bool = False

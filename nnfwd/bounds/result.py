@@ -17,7 +17,8 @@ class Bounded:
     """Exact outputs and, element by element, how far a computed one may be from them."""
 
     exact: np.ndarray
-    """The reference `(..., out)`: float64 or wider floats, or objects: Python's or mpmath's numbers."""
+    """The reference `(..., out)`, to within a small share of `error`: float64 or wider floats, or objects: Python's or
+    mpmath's numbers."""
     error: np.ndarray
     """float64 `(..., out)`: |computed - exact| is at most this; infinite where overflow is possible."""
 
@@ -64,7 +65,13 @@ class Stored:
 
     @classmethod
     def of(cls, x: Any, layers: Any, dtype: str) -> "Stored":
-        """Raises `DtypeError` where a number is not one of the dtype: a bound is for what was really computed with."""
+        """What was computed with.
+
+        Raises:
+            DtypeError: where a number is not one of the dtype.
+            ArrayError: for an activation whose rounding is unknown.
+            BackendError: where this thread flushes subnormal numbers, without which there are no exact values.
+        """
         if (np.array([2.0**-1074]) * 4 == 0).any():
             raise BackendError(
                 "this thread flushes subnormal numbers to 0, and the exact values need them: "

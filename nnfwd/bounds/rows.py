@@ -129,8 +129,6 @@ def clipped(name: str, t: Values, wide: Values, p: Sequence[Values], arith: Arit
     alpha, beta = p if name == "hard_sigmoid" else (1 / 6, 0.5)
     far = abs(t) + wide
     error = arith.u * (3 * abs(alpha) * far + 2 * abs(beta)) * 1.01 + 3 * arith.quantum * (1 + abs(alpha))
-    if arith.flushes:
-        error = error + (abs(alpha) < arith.smallest_normal) * abs(alpha) * far
     inner = alpha * t + beta
     reach = error + abs(alpha) * wide
     untouched = (inner - reach > 1) | (inner + reach < 0)

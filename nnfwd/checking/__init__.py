@@ -78,7 +78,7 @@ def checked(net: Any, x: Any, *, backends: Any, dtypes: Any, precision: str) -> 
             yield from _notes(given[1], jobs["data"][0].x, dtype)
         for place in (Place(i.name, i.version, device, dtype, precision) for i in infos for device in i.devices or ()):
             try:
-                place.try_out()
+                placement.probe(place.adapter, dtype, place.device)
             except (DtypeError, DeviceError) as error:
                 yield f"not run: {place.name} {place.device} {dtype}, {error}"
                 continue

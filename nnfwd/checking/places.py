@@ -76,10 +76,6 @@ class Place:
     def arithmetic(self) -> Arithmetic:
         return arithmetic_of(self.adapter, self.dtype, precision=self.precision, device=self.device)
 
-    def try_out(self) -> None:
-        """Raises `DtypeError` or `DeviceError` where there is no such dtype here."""
-        placement.probe(self.adapter, self.dtype, self.device)
-
     def computed(self, job: Job, *, compiled: bool = False) -> np.ndarray:
         """The output at this place, at home. Raises `WrongKindError`."""
         x = self.adapter.place(job.x, dtype=self.dtype, device=self.device)
