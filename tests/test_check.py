@@ -17,6 +17,7 @@ from nnfwd import Dense, Network, checking, cli, errors, plot
 @pytest.fixture(autouse=True)
 def few_networks(monkeypatch):
     monkeypatch.setattr(checking, "NETWORKS", 25)
+    monkeypatch.setenv("JAX_ENABLE_X64", "0")  # the command sets it for its own process: here it must not stay
 
 
 def faulty(fault, net=None, x=None, dtypes=("float32",)):

@@ -10,13 +10,14 @@ from nnfwd.bounds import Arithmetic, Bounded, tensor_cores
 from nnfwd.cases import rounded_network
 from nnfwd.checking.places import Job, Place, WrongKindError
 from nnfwd.checking.report import Failure
+from nnfwd.explain import describe
 from nnfwd.network import Network
 from nnfwd.placement import rounded
 
 
 def failure(place: Place, wrong: Sequence[Job]) -> Failure:
     """The smallest case that is outside: of few numbers, then of one row, then of few layers."""
-    job = min(wrong, key=_size)
+    job = min(wrong, key=lambda job: job.x.size + describe(job.network)["parameters"])
     compiled = bool((place.ratio(job) <= 1).all())  # then it is the compiled network that is outside
 
     def outside(one: Job) -> bool:
@@ -41,10 +42,6 @@ def failure(place: Place, wrong: Sequence[Job]) -> Failure:
         bound=float(bounded.error[index]),
         likely=f"{likely}{', when compiled' if compiled else ''}",
     )
-
-
-def _size(job: Job) -> int:
-    return int(job.x.size) + sum(layer.weight.size for layer in job.network if hasattr(layer, "weight"))
 
 
 def _rows(job: Job) -> Iterator[Job]:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from nnfwd.explain import describe
 from nnfwd.layers import mapped
 from nnfwd.network import Network
 
@@ -174,7 +175,7 @@ class Report:
 def _described(failure: Failure) -> dict[str, Any]:
     values = {f.name: getattr(failure, f.name) for f in fields(failure)} | {"network": repr(failure.network)}
     parameters = [mapped(np.ndarray.tolist, layer) for layer in failure.network.parameters]
-    if failure.x.size + sum(layer.weight.size for layer in failure.network if hasattr(layer, "weight")) < _MANY:
+    if failure.x.size + describe(failure.network)["parameters"] < _MANY:
         values["parameters"] = parameters
     return _plain(values | {"x": failure.x.tolist()})
 
