@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from nnfwd.bounds import Bounded, error_bound
     from nnfwd.checking import Failure, Report, Row, check
     from nnfwd.io import Limits, load, save
+    from nnfwd.io.keras import from_keras
+    from nnfwd.io.sklearn import from_sklearn
+    from nnfwd.io.state_dict import from_state_dict
+    from nnfwd.io.torch import from_torch
+    from nnfwd.labels import labels
     from nnfwd.reference import looped_feed_forward
 
 __version__ = "0.1.0"
@@ -37,6 +42,11 @@ __all__ = [
     "error_bound",
     "errors",
     "feed_forward",
+    "from_keras",
+    "from_sklearn",
+    "from_state_dict",
+    "from_torch",
+    "labels",
     "load",
     "looped_feed_forward",
     "save",
@@ -51,6 +61,11 @@ _LAZY = {
     "Row": "nnfwd.checking",
     "check": "nnfwd.checking",
     "error_bound": "nnfwd.bounds",
+    "from_keras": "nnfwd.io.keras",
+    "from_sklearn": "nnfwd.io.sklearn",
+    "from_state_dict": "nnfwd.io.state_dict",
+    "from_torch": "nnfwd.io.torch",
+    "labels": "nnfwd.labels",
     "load": "nnfwd.io",
     "looped_feed_forward": "nnfwd.reference",
     "save": "nnfwd.io",

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nnfwd
+from nnfwd import activations
 from nnfwd import backend as _backend
 from nnfwd.errors import DataFileError, NnfwdError, ShapeError
+from nnfwd.io import READ, WRITTEN
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "run a network on a file of inputs",
         "nnfwd run model.npz x.npy -o y.npy --backend jax --dtype float32",
     )
-    run.add_argument("model", metavar="MODEL", type=Path, help="a network: .npz")
+    _model(run, nargs=None)
     run.add_argument("input", metavar="INPUT", type=Path, help="inputs (..., in): .npy, .npz or .csv")
     run.add_argument(
         "-o", "--output", metavar="OUTPUT", type=Path, required=True, help="outputs (..., out): .npy, .npz or .csv"
@@ -88,7 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--precision", choices=_backend.PRECISIONS, default="highest", help="of products (default: highest)"
     )
+    run.add_argument("--labels", action="store_true", help="write the classes of the rows instead of the outputs")
     run.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
+
+    converted = command(
+        "convert", _convert, "write a network to a file of another format", "nnfwd convert model.keras model.onnx"
+    )
+    _model(converted, nargs=None)
+    converted.add_argument("output", metavar="OUTPUT", type=Path, help=", ".join(WRITTEN))
+    converted.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
 
     explained = command(
         "explain", _explain, "the pass with the numbers put in, by loops and by matrices", "nnfwd explain --x 1.5,2,3"
@@ -97,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     explained.add_argument("--x", metavar="NUMBERS", type=_numbers, help="one input; with MODEL it must be given")
     explained.add_argument("--width", metavar="N", type=int, help="characters a line (default: the terminal's)")
 
-    described = command("info", _info, "what a network is made of", "nnfwd info model.npz")
-    _model(described)
+    described = command("info", _info, "what networks are made of", "nnfwd info model.onnx")
+    _model(described, nargs="*")
     described.add_argument("--json", action="store_true", help="print JSON")
 
     checked = command(
@@ -107,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "hold every backend of this machine, in every dtype, to the rounding-error bound; exit 1 if one is outside",
         "nnfwd check model.npz --data x.npy --backends numpy,jax",
     )
-    checked.add_argument("model", metavar="MODEL", type=Path, nargs="?", help="a network: .npz, besides random ones")
+    _model(checked, default="random ones alone")
     checked.add_argument(
         "--data", metavar="X", type=Path, help="inputs (..., in) for it: .npy, .npz or .csv (default: 64 random rows)"
     )
@@ -142,9 +152,45 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model(command: argparse.ArgumentParser) -> None:
-    text = "a network: .npz (default: the tutorial's)"
-    command.add_argument("model", metavar="MODEL", type=Path, nargs="?", help=text)
+def _model(command: argparse.ArgumentParser, *, nargs: str | None = "?", default: str = "the tutorial's") -> None:
+    text = f"a network: {' '.join(READ)}" + ("" if nargs is None else f" (default: {default})")
+    command.add_argument("model", metavar="MODEL", type=Path, nargs=nargs, help=text)
+    reading = command.add_argument_group("what a file of bare arrays does not state")
+    reading.add_argument(
+        "--activations",
+        metavar="NAMES",
+        type=_activations,
+        help="after each layer, such as relu,leaky_relu(negative_slope=0.2),identity; a single one is for all",
+    )
+    reading.add_argument(
+        "--prefix", metavar="NAMES", type=_listed, help="which layers, such as policy,head: the starts of their names"
+    )
+    reading.add_argument(
+        "--epsilon", metavar="E", type=float, help="of batch normalisations; PyTorch's default is 1e-5"
+    )
+    reading.add_argument("--weights", metavar="FILE", type=Path, help="the .h5 that belongs to a .json of Keras")
+
+
+def _load(path: Path, options: argparse.Namespace) -> nnfwd.Network:
+    return nnfwd.load(
+        path,
+        activations=options.activations,
+        prefix=options.prefix,
+        epsilon=options.epsilon,
+        weights=options.weights,
+    )
+
+
+def _activations(text: str) -> object:
+    """The activations of `relu,leaky_relu(negative_slope=0.2)`: a list, or the only one."""
+    found = []
+    for name, settings in re.findall(r"([^,()]+)(?:\(([^()]*)\))?(?:,|$)", text):
+        try:
+            values = {k.strip(): float(v) for k, _, v in (part.partition("=") for part in settings.split(",") if part)}
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: write a parameter as name(parameter=0.2)") from None
+        found.append(activations.named(name.strip())(**values) if values else name.strip())
+    return found[0] if len(found) == 1 else found
 
 
 def _numbers(text: str) -> list[float]:
@@ -159,7 +205,7 @@ def _network_and_x(options: argparse.Namespace) -> tuple[nnfwd.Network, list[flo
     from nnfwd.demo import tutorial
 
     if options.model is not None:
-        return nnfwd.load(options.model), options.x
+        return _load(options.model, options), options.x
     net, x = tutorial()
     return net, options.x or x
 
@@ -177,9 +223,39 @@ def _explain(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from nnfwd.demo import tutorial
     from nnfwd.explain import describe, table
+    from nnfwd.io import facts
 
-    described = describe(nnfwd.load(options.model) if options.model else tutorial()[0])
-    print(json.dumps(described, indent=2) if options.json else table(described))
+    if not options.model:
+        described = describe(tutorial()[0])
+        print(json.dumps(described, indent=2) if options.json else table(described))
+        return 0
+    found, status = [], 0
+    for path in options.model:
+        try:
+            described = {"file": str(path), **facts(path), **describe(_load(path, options))}
+        except (NnfwdError, OSError) as error:
+            if len(options.model) == 1 or options.debug:
+                raise
+            status = 1
+            described = {"file": str(path), "error": str(error)}
+            print(f"nnfwd: {error}", file=sys.stderr)
+        found.append(described)
+        if not options.json and "error" not in described:
+            print(table(described), end="\n" if path == options.model[-1] else "\n\n", flush=True)
+    if options.json:
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+    return status
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from nnfwd.io.arrays import check_output
+
+    check_output(options.output, WRITTEN, sources=[options.model], force=options.force)
+    net = _load(options.model, options)
+    nnfwd.save(net, options.output)
+    print(
+        f"{options.model} -> {options.output}: {len(net)} layers, {net.in_features} -> {net.out_features}, {net.dtype}"
+    )
     return 0
 
 
@@ -189,7 +265,7 @@ _PICTURES = ("activation", "activations", "node", "weight", "bias", "network")
 
 def _plot(options: argparse.Namespace) -> int:
     from nnfwd import plot
-    from nnfwd.io.arrays import check_new
+    from nnfwd.io.arrays import check_output
     from nnfwd.io.files import replacing
 
     path: Path = options.output
@@ -197,7 +273,7 @@ def _plot(options: argparse.Namespace) -> int:
         raise DataFileError(
             f"{options.what} draws no MODEL, and {options.model} was given: name a function by --activation"
         )
-    check_new(path, _PICTURE_KINDS, force=options.force)
+    check_output(path, _PICTURE_KINDS, force=options.force)
     name = options.activation
     if options.what == "activation":
         ax = plot.activation(name)
@@ -227,15 +303,15 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from nnfwd import checking, plot
-    from nnfwd.io.arrays import check_new, read_array
+    from nnfwd.io.arrays import check_output, read_array
     from nnfwd.io.files import replacing
 
     if options.data is not None and options.model is None:
         raise DataFileError(f"--data {options.data} needs a MODEL to run it")
     if options.plot is not None:
-        check_new(options.plot, _PICTURE_KINDS, force=options.force)
+        check_output(options.plot, _PICTURE_KINDS, force=options.force)
     os.environ.setdefault("JAX_ENABLE_X64", "1")  # this process is ours, and JAX has no float64 without
-    net = None if options.model is None else nnfwd.load(options.model)
+    net = None if options.model is None else _load(options.model, options)
     x = None if options.data is None else read_array(options.data)[0]
     found = checking.checked(
         net,
@@ -262,15 +338,18 @@ def _listed(text: str) -> list[str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from nnfwd.io.arrays import check_output, read_array, write_array
+    from nnfwd.io import arrays
+    from nnfwd.labels import labels
 
-    net = nnfwd.load(options.model)
-    x, has_dtype = read_array(options.input)
-    check_output(options.output, sources=(options.input, options.model), force=options.force)
+    net = _load(options.model, options)
+    if options.labels and net.classes is None:
+        raise ShapeError(f"{options.model} holds no classes: leave --labels out")
+    x, has_dtype = arrays.read_array(options.input)
+    arrays.check_output(options.output, arrays.WRITTEN, sources=(options.input, options.model), force=options.force)
     dtype = options.dtype or (None if has_dtype else net.dtype)
     y = net(x, backend=options.backend, device=options.device, dtype=dtype, precision=options.precision)
-    home = _backend.of(y).to_numpy(y)
-    write_array(options.output, home)
+    home = labels(net, y) if options.labels else _backend.of(y).to_numpy(y)
+    arrays.write_array(options.output, home)
     print(f"{options.input} {tuple(x.shape)} -> {options.output} {home.shape} {home.dtype}")
     return 0
 

@@ -56,7 +56,7 @@ def _unknown(message: str) -> UnknownNameError:
 
 
 class ModelFileError(NnfwdError, ValueError):
-    """A model file that is damaged, too large, or holds what cannot be represented."""
+    """A model, mostly a file, that is damaged, too large, or holds what cannot be represented."""
 
 
 class DataFileError(NnfwdError, ValueError):

@@ -9,7 +9,7 @@ from nnfwd.bounds import error_bound
 from nnfwd.errors import ShapeError
 from nnfwd.forward import trace
 from nnfwd.layers import Dense, Layer, Scale, leaves, to_numpy
-from nnfwd.network import Network
+from nnfwd.network import Network, shown_classes
 from nnfwd.placement import accept, dtype_name
 from nnfwd.reference import each, looped_steps, nested
 
@@ -140,7 +140,8 @@ def describe(net: Network, /) -> dict[str, Any]:
     """What a network is made of, as plain data.
 
     `layers` (index, kind, in, out, activation, parameters), `in`, `out`, `members`, `dtype`, `parameters` (how many
-    numbers), `flops` (floating-point operations a row: two a weight, one a bias, one an activation).
+    numbers), `flops` (floating-point operations a row: two a weight, one a bias, one an activation), `non_finite` (how
+    many of the numbers are infinite or NaN), `classes`, `input_shape`.
     """
     layers = []
     width = net.in_features
@@ -163,6 +164,7 @@ def describe(net: Network, /) -> dict[str, Any]:
                 "dtype": sorted({dtype_name(a.dtype) for a in arrays}),
                 "parameters": count,
                 "flops": flops,
+                "non_finite": sum(int((~np.isfinite(to_numpy(a).astype("float64"))).sum()) for a in arrays),
             }
         )
         width = out
@@ -174,13 +176,20 @@ def describe(net: Network, /) -> dict[str, Any]:
         "dtype": net.dtype,
         "parameters": sum(row["parameters"] for row in layers),
         "flops": sum(row["flops"] for row in layers),
+        "non_finite": sum(row["non_finite"] for row in layers),
+        "classes": None if net.classes is None else list(net.classes),
+        "input_shape": None if net.input_shape is None else list(net.input_shape),
     }
 
 
 def table(described: dict[str, Any], /) -> str:
-    """`describe` as text."""
+    """`describe` as text; with `file`, `format`, `bytes` and `sha256` among it, they come first."""
+    lines = []
+    if "file" in described:
+        lines.append(f"{described['file']}: {described['format']}, {described['bytes']:,} bytes")
+        lines.append(f"SHA-256 {described['sha256']}")
     head = f"{'layer':>5}  {'kind':10}  {'in':>6}  {'out':>6}  {'parameters':>10}  {'FLOPs a row':>11}  activation"
-    lines = [head]
+    lines.append(head)
     for row in described["layers"]:
         taken, given = (row[k] if row[k] is not None else "any" for k in ("in", "out"))
         activation = "-" if row["kind"] == "Scale" else row["activation"]
@@ -192,4 +201,11 @@ def table(described: dict[str, Any], /) -> str:
     lines.append(
         f"{described['parameters']:,} parameters in {described['dtype']}, {described['flops']:,} FLOPs a row{members}"
     )
+    if described["input_shape"]:
+        lines.append(f"an input was {tuple(described['input_shape'])} before it was flattened to {described['in']}")
+    if described["classes"]:
+        lines.append(f"classes {shown_classes(described['classes'])}")
+    for row in described["layers"]:
+        if row["non_finite"]:
+            lines.append(f"layer {row['layer']} has {row['non_finite']:,} infinite or NaN parameters")
     return "\n".join(lines)

@@ -79,6 +79,12 @@ class Layer:
         layer._set(activation=self.activation.rounded(dtype))
         return layer
 
+    def member(self, m: int, /) -> Self:
+        """What one member of an ensemble has of it; all members share a layer without a members axis."""
+        if self.members is None:
+            return self
+        return self.replace({name: array[m, ...] for name, array in self.parameters.items() if name != "activation"})
+
     def renew(self, parameters: Parameters, /) -> "Layer":
         """The same layer with other arrays, checked as at construction."""
         values = {name: parameters.get(name, getattr(self, name)) for name in self.fields}
@@ -106,7 +112,7 @@ class Layer:
         if not isinstance(other, Layer):
             return NotImplemented
         return (
-            type(self) is type(other) and self.structure == other.structure and _same(self.parameters, other.parameters)
+            type(self) is type(other) and self.structure == other.structure and same(self.parameters, other.parameters)
         )
 
     def __hash__(self) -> int:
@@ -126,10 +132,10 @@ def _restore(cls: type[Layer], values: tuple[Any, ...], array_names: tuple[str, 
     return layer
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Equal names, dtypes and contents (NaN equals NaN)."""
+def same(a: Any, b: Any, /) -> bool:
+    """Whether two arrays, or nested dicts of them, are the same: names, dtypes and contents (NaN equals NaN)."""
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if _backend.of(a) is not _backend.of(b):
         return False
     return bool(a.dtype == b.dtype) and np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True)

@@ -1,6 +1,7 @@
 """The network a person holds: a chain of layers that can be called, sliced, placed, compiled, compared and pickled."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, overload
 
@@ -9,7 +10,9 @@ from nnfwd import placement
 from nnfwd.backend import Array
 from nnfwd.errors import ArrayError, DtypeError, ShapeError
 from nnfwd.forward import feed_forward, forward
-from nnfwd.layers import Chain, Dense, Layer, Parameters, leaves, mapped
+from nnfwd.layers import Chain, Dense, Layer, Parameters, leaves, mapped, same
+
+Class = str | int | float
 
 
 class Network:
@@ -17,23 +20,45 @@ class Network:
 
     Immutable. Slices are networks, `net[0]` is a layer, equality is by content. On JAX it is a pytree of its arrays.
 
+    Args:
+        layers: Dense, Scale and Activation layers.
+        classes: of a classifier, what each output stands for, strings or numbers; two for a single output, which is
+            then the probability of the second. See `nnfwd.labels`.
+        input_shape: the shape of one input before it was flattened to `(in,)`, say `(28, 28)`. It is only kept.
+
     Raises:
-        ShapeError: where the shapes of two layers do not fit, naming the layer.
-        ArrayError: where the weights live in two libraries.
+        ShapeError: where the shapes of two layers do not fit, naming the layer, or classes or input_shape do not.
+        ArrayError: where the weights live in two libraries, or a class is neither a string nor a number.
     """
 
-    __slots__ = ("__weakref__", "_chain", "_layers")
+    __slots__ = ("__weakref__", "_chain", "_layers", "classes", "input_shape")
     __name__ = "network"  # of its instances: what Dask and others that take functions call it
     _chain: Chain | None
     _layers: tuple[Layer, ...]
+    classes: tuple[Class, ...] | None
+    input_shape: tuple[int, ...] | None
 
-    def __init__(self, layers: Iterable[Layer]) -> None:
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        *,
+        classes: Iterable[Class] | None = None,
+        input_shape: Iterable[int] | None = None,
+    ) -> None:
         chain = Chain(layers)
-        self._set(chain.layers, chain)
+        kept = None if classes is None else _classes(classes, chain.out_features)
+        self._set(chain.layers, chain, kept, None if input_shape is None else _shape(input_shape, chain.in_features))
 
-    def _set(self, layers: tuple[Layer, ...], chain: Chain | None) -> None:
-        object.__setattr__(self, "_layers", layers)
-        object.__setattr__(self, "_chain", chain)
+    def _set(
+        self,
+        layers: tuple[Layer, ...],
+        chain: Chain | None,
+        classes: tuple[Class, ...] | None,
+        input_shape: tuple[int, ...] | None,
+    ) -> None:
+        values = {"_layers": layers, "_chain": chain, "classes": classes, "input_shape": input_shape}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("a Network is immutable: make another one")
@@ -45,7 +70,7 @@ class Network:
     def chain(self) -> Chain:
         """The layers, checked, and their placed copies."""
         if self._chain is None:
-            self._set(self._layers, Chain(self._layers))
+            object.__setattr__(self, "_chain", Chain(self._layers))
         return self._chain  # type: ignore[return-value]
 
     @classmethod
@@ -69,6 +94,37 @@ class Network:
             if len(values) != n:
                 raise ShapeError(f"{len(values)} {name} do not fit {n} weights: give one for each layer")
         return cls(Dense(*layer) for layer in zip(weights, *each.values(), strict=True))
+
+    @classmethod
+    def stack(cls, networks: Iterable["Network"], /) -> Self:
+        """One ensemble of networks of equal shape: `(members, out, in)` for every weight `(out, in)`.
+
+        Raises:
+            ShapeError: where their layers, activations, scalings or classes differ, naming the layer.
+        """
+        members = list(networks)
+        if not members:
+            raise ShapeError("an ensemble needs at least one network")
+        for m, member in enumerate(members):
+            if member.chain.members is not None:
+                raise ShapeError(f"network {m} is an ensemble: stack its members(), each a network")
+            if len(member) != len(members[0]):
+                raise ShapeError(f"network {m} has {len(member)} layers, network 0 has {len(members[0])}")
+            if (member.classes, member.input_shape) != (members[0].classes, members[0].input_shape):
+                raise ShapeError(f"network {m} has other classes or another input_shape than network 0")
+        layers = [_stack(i, layers) for i, layers in enumerate(zip(*members, strict=True))]
+        return cls(layers, classes=members[0].classes, input_shape=members[0].input_shape)
+
+    def members(self) -> list["Network"]:
+        """The networks of an ensemble, one by one; a single network is its only member."""
+        count = self.chain.members
+        if count is None:
+            return [self]
+        return [self._of(layer.member(m) for layer in self) for m in range(count)]
+
+    def _of(self, layers: Iterable[Layer]) -> "Network":
+        """A network of other layers with the same classes and input shape."""
+        return Network(layers, classes=self.classes, input_shape=self.input_shape)
 
     @property
     def in_features(self) -> int | None:
@@ -144,15 +200,15 @@ class Network:
         for i, (layer, given) in enumerate(zip(self, parameters, strict=True)):
             if _names(given) != _names(layer.parameters):
                 raise ShapeError(f"layer {i}: parameters {_names(given)} must be {_names(layer.parameters)}")
-        return Network(layer.renew(given) for layer, given in zip(self, parameters, strict=True))
+        return self._of(layer.renew(given) for layer, given in zip(self, parameters, strict=True))
 
-    def tree_flatten(self) -> tuple[tuple[tuple[Layer, ...]], None]:
-        return (self._layers,), None
+    def tree_flatten(self) -> tuple[tuple[tuple[Layer, ...]], tuple[Any, ...]]:
+        return (self._layers,), (self.classes, self.input_shape)
 
     @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[tuple[Layer, ...]]) -> "Network":
+    def tree_unflatten(cls, kept: tuple[Any, ...], children: tuple[tuple[Layer, ...]]) -> "Network":
         network = object.__new__(cls)
-        network._set(children[0], None)  # checked when it is called: these may be no arrays at all
+        network._set(children[0], None, *kept)  # checked when it is called: these may be no arrays at all
         return network
 
     def __len__(self) -> int:
@@ -167,19 +223,93 @@ class Network:
     def __getitem__(self, index: slice) -> "Network": ...
     def __getitem__(self, index: int | slice) -> "Layer | Network":
         found = self._layers[index]
-        return Network(found) if isinstance(found, tuple) else found
+        if not isinstance(found, tuple):
+            return found
+        start, stop, step = index.indices(len(self))  # type: ignore[union-attr]
+        return Network(
+            found,
+            classes=self.classes if stop == len(self) and step == 1 else None,
+            input_shape=self.input_shape if start == 0 and step == 1 else None,
+        )
 
     def __eq__(self, other: object) -> bool:
-        return self._layers == other._layers if isinstance(other, Network) else NotImplemented
+        if not isinstance(other, Network):
+            return NotImplemented
+        kept = (self.classes, self.input_shape) == (other.classes, other.input_shape)
+        return kept and self._layers == other._layers
 
     def __hash__(self) -> int:
         return hash(self._layers)
 
     def __repr__(self) -> str:
-        return "Network([\n" + "".join(f"    {layer!r},\n" for layer in self) + "])"
+        kept = "" if self.classes is None else f", classes={shown_classes(self.classes)}"
+        kept += "" if self.input_shape is None else f", input_shape={self.input_shape}"
+        return "Network([\n" + "".join(f"    {layer!r},\n" for layer in self) + f"]{kept})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Network, (self._layers,))
+        return (_restore, (self._layers, self.classes, self.input_shape))
+
+
+def _restore(
+    layers: tuple[Layer, ...], classes: tuple[Class, ...] | None, input_shape: tuple[int, ...] | None
+) -> Network:
+    return Network(layers, classes=classes, input_shape=input_shape)
+
+
+def shown_classes(classes: Sequence[Class], /) -> str:
+    """Classes as they are printed: many are shortened."""
+    if len(classes) <= 10:
+        return repr(tuple(classes))
+    return f"({', '.join(map(repr, classes[:3]))}, ..., {classes[-1]!r})"
+
+
+def _classes(given: Iterable[Class], out: int | None) -> tuple[Class, ...]:
+    """The classes of so many outputs, as plain Python values."""
+    values = given.tolist() if hasattr(given, "tolist") else given
+    classes = tuple(value.item() if hasattr(value, "item") else value for value in values)
+    for value in classes:
+        if not isinstance(value, str | int | float):
+            raise ArrayError(f"a class is {value!r}: it must be a string or a number")
+    if len(set(classes)) != len(classes):
+        raise ShapeError(f"two of the classes {shown_classes(classes)} are the same")
+    if out is not None and len(classes) != (2 if out == 1 else out):
+        raise ShapeError(f"{len(classes)} classes do not fit {out} outputs: give {2 if out == 1 else out}")
+    return classes
+
+
+def _shape(given: Iterable[int], width: int | None) -> tuple[int, ...]:
+    """The shape of one input, whose sizes multiply to the width."""
+    shape = tuple(given)
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ShapeError(f"input_shape {shape} must be positive whole numbers")
+    if width is not None and math.prod(shape) != width:
+        raise ShapeError(f"input_shape {shape} has {math.prod(shape)} numbers, the network takes {width}")
+    return shape
+
+
+def _stack(i: int, layers: Sequence[Layer]) -> Layer:
+    """Layer i of an ensemble from those of its members. Only Dense layers may differ, and only in their numbers."""
+    first = layers[0]
+    for m, layer in enumerate(layers):
+        fits = type(layer) is type(first) and layer.structure == first.structure
+        if fits and isinstance(layer, Dense) and isinstance(first, Dense):
+            fits = tuple(layer.weight.shape) == tuple(first.weight.shape)
+            fits = fits and same(layer.activation.arrays, first.activation.arrays)
+        elif fits:
+            fits = same(layer.parameters, first.parameters)
+        if not fits:
+            raise ShapeError(
+                f"layer {i}: {layer!r} of network {m} does not fit {first!r} of network 0: "
+                "members may differ in the weights and biases of Dense layers only"
+            )
+    if not isinstance(first, Dense):
+        return first
+    xp = _backend.of(first.weight).xp
+    stacked = {
+        name: None if getattr(first, name) is None else xp.stack([getattr(layer, name) for layer in layers])
+        for name in first.fields
+    }
+    return Dense(**stacked, activation=first.activation)
 
 
 def _names(given: Any) -> str:

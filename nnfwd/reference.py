@@ -114,12 +114,7 @@ def each(value: Any, n: int) -> Vector:
 
 def member(chain: Chain, m: int) -> list[Layer]:
     """The layers of one member of an ensemble."""
-    return [
-        layer.replace({k: to_numpy(v)[m] if k != "activation" else v for k, v in layer.parameters.items()})
-        if layer.members
-        else layer
-        for layer in chain.layers
-    ]
+    return [layer.member(m) for layer in chain.layers]
 
 
 # The activations. t is one number, m the number system.

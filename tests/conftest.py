@@ -1,13 +1,14 @@
 """Hypothesis profiles, the count of networks per place and dtype, and what could not be run here."""
 
 import collections
+import importlib.util
 import os
 import statistics
 from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
-from places import REQUIRED, missing, places
+from places import BACKENDS, REQUIRED, missing, places
 
 EXAMPLES = int(os.environ.get("NNFWD_EXAMPLES", "300"))
 settings.register_profile(
@@ -58,13 +59,15 @@ def note():
 
 
 def pytest_sessionstart(session):
-    absent = [f"{name}: {missing().get(name, 'no such backend')}" for name in REQUIRED if name not in _usable()]
+    absent = [f"{name}: {missing().get(name, 'not installed')}" for name in REQUIRED if not _usable(name)]
     if absent:
         pytest.exit(f"NNFWD_REQUIRE names what cannot be used: {'; '.join(absent)}", returncode=1)
 
 
-def _usable():
-    return {place.name for place in places()}
+def _usable(name):
+    if name in BACKENDS:
+        return name in {place.name for place in places()}
+    return importlib.util.find_spec(name) is not None
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
 from typing import Any
 
@@ -76,12 +77,16 @@ def missing() -> dict[str, str]:
 REQUIRED = tuple(name for name in os.environ.get("NNFWD_REQUIRE", "").split(",") if name)
 
 
+BACKENDS = tuple(info.name for info in nnfwd.backends())
+
+
 def need(name: str) -> Any:
     """The library of that name; where it is not installed, a visible skip, or a failure when it is required."""
     try:
-        backend.load(name)
-    except nnfwd.errors.BackendError as error:
+        if name in BACKENDS:
+            backend.load(name)
+        return importlib.import_module(name)
+    except (nnfwd.errors.BackendError, ImportError) as error:
         if name in REQUIRED:
             pytest.fail(f"{name} is required (NNFWD_REQUIRE) and cannot be used: {error}")
-        pytest.skip(f"{name}: {error}")
-    return __import__(name)
+        pytest.skip(f"{name}: {error}", allow_module_level=True)

@@ -69,7 +69,13 @@ def test_run_on_every_backend(files):
         (["run", "model.npz", "x.npy", "-o", "y.npy", "--backend", "nunpy"], "did you mean 'numpy'"),
         (["run", "model.npz", "x.npy", "-o", "y.npy", "--device", "cuda:7"], "no device 'cuda:7'"),
         (["run", "model.npz", "x.npy", "-o", "y.npy", "--dtype", "int8"], "int8"),
-        (["run", "x.npy", "x.npy", "-o", "y.npy"], ".npz"),
+        (["run", "x.npy", "x.npy", "-o", "y.npy"], "activations="),
+        (["run", "model.npz", "x.npy", "-o", "y.npy", "--labels"], "holds no classes"),
+        (["run", "model.npz", "x.npy", "-o", "y.npy", "--activations", "relu"], "leave activations= out"),
+        (["run", "model.npz", "x.npy", "-o", "y.npy", "--weights", "w.h5"], "needs no weights"),
+        (["convert", "model.npz", "model.npz", "--force"], "is read from"),
+        (["convert", "model.npz", "x.npy"], "no format .npy here: use .npz, .safetensors, .onnx"),
+        (["convert", "model.npz", "x.npz"], "--force"),
     ],
 )
 def test_errors_are_one_line(files, arguments, words, capsys, monkeypatch):

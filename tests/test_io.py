@@ -2,11 +2,11 @@
 
 import json
 import os
-import sys
 import zipfile
 
 import numpy as np
 import pytest
+from hostile import survives
 from networks import ensemble, mixed, tutorial
 from places import need
 
@@ -74,33 +74,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
-def test_every_truncation_and_one_change_of_every_byte_of_a_model_file(tmp_path, note):
+def test_damaged_npz(tmp_path, note):
     path = tmp_path / "a.npz"
-    net = Network([Dense([[1.0, 2.0]], [0.5], activations.elu(alpha=2.0))])
-    nnfwd.save(net, path)
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
-    damaged = [whole[:n] for n in range(len(whole))]
-    for i in range(len(whole)):
-        damaged.append(whole[:i] + bytes([(whole[i] + rng.integers(1, 256)) % 256]) + whole[i + 1 :])
-    opened = []
-    sys.addaudithook(lambda event, arguments: opened.append((event, arguments)) if watching else None)
-    watching, refused = False, 0
-    nnfwd.load(path)
-    for data in damaged:
-        path.write_bytes(data)
-        watching = True
-        try:
-            assert nnfwd.load(path) == net, "a change was taken for a network"
-        except ModelFileError as error:
-            refused += 1
-            assert "\n" not in str(error)
-        finally:
-            watching = False
-    note(f"{len(damaged)} damaged files: {refused} refused, the rest read as the network that was saved")
-    assert refused > len(whole)
-    assert {arguments[0] for event, arguments in opened if event == "open"} <= {path, str(path)}
-    assert not [event for event, _ in opened if event in ("import", "exec", "pickle.find_class")]
+    nnfwd.save(Network([Dense([[1.0, 2.0]], [0.5], activations.elu(alpha=2.0))]), path)
+    survives(tmp_path, ".npz", path.read_bytes(), note)
 
 
 def test_limits_come_before_allocation(tmp_path):
@@ -110,7 +87,7 @@ def test_limits_come_before_allocation(tmp_path):
         with pytest.raises(ModelFileError):
             nnfwd.load(path, limits=limits)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("nnfwd.npy", bytes(10**7))
+        archive.writestr("nnfwd.npy", bytes(10**8))
     with pytest.raises(ModelFileError, match="expands"):
         nnfwd.load(path)
 

@@ -11,8 +11,10 @@ from places import Place, need, places
 import nnfwd
 from nnfwd import Activation, Dense, Network, Scale, activations
 from nnfwd.bounds import arithmetic_of, looped_bound
-from nnfwd.errors import DtypeError, ShapeError
+from nnfwd.errors import ArrayError, DtypeError, ShapeError
 from nnfwd.placement import dtype_name
+
+RNG = np.random.default_rng(0)
 
 
 def test_the_tutorial():
@@ -345,3 +347,102 @@ def test_modules_are_at_hand():
 
     program = "import nnfwd; nnfwd.plot.network; nnfwd.io.Limits; nnfwd.bounds.Arithmetic; nnfwd.activations.swish; dir(nnfwd)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_ensemble_and_its_members():
+    members = [Network([Scale(2.0), *Network.from_arrays([w1, w2], [None, b2], ["relu", "softmax"])], classes="abc")
+               for w1, w2, b2 in ((RNG.standard_normal((4, 2)), RNG.standard_normal((3, 4)), RNG.standard_normal(3))
+                                  for _ in range(5))]  # fmt: skip
+    net = Network.stack(members)
+    assert net[1].weight.shape == (5, 4, 2)
+    assert net.classes == ("a", "b", "c")
+    assert net.members() == members
+    x = RNG.standard_normal((7, 2))
+    for m, member in enumerate(members):
+        assert np.array_equal(net(x)[m], member(x))
+    assert members[0].members() == [members[0]]
+    with pytest.raises(ShapeError, match="network 1 is an ensemble: stack its members"):
+        Network.stack([members[0], net])
+
+
+@pytest.mark.parametrize("library", ["jax", "torch", "array_api_strict"])
+def test_an_ensemble_of_another_library(library):
+    need(library)
+    weights = [np.float32([[m, 1], [2, 3]]) for m in (1, 2, 3)]
+    members = [Network([Dense(w, w[0], "relu")]).to(library) for w in weights]
+    net = Network.stack(members)
+    assert type(net[0].weight) is type(members[0][0].weight)
+    assert net.members() == members
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        ([Dense([[1.0, 2.0]], [0.0], "tanh")], "layer 0: .*tanh.* of network 1 does not fit .*relu.* of network 0"),
+        ([Dense([[1.0, 2.0]], None, "relu")], "layer 0: .*no bias"),
+        ([Dense([[1.0]], [0.0], "relu")], "layer 0"),
+        ([Dense([[1.0, 2.0]], [0.0], "relu"), Scale(2.0)], "network 1 has 2 layers, network 0 has 1"),
+    ],
+)
+def test_members_that_do_not_fit(other, match):
+    with pytest.raises(ShapeError, match=match):
+        Network.stack([Network([Dense([[1.0, 2.0]], [0.0], "relu")]), Network(other)])
+
+
+def test_members_of_other_scalings_or_classes_do_not_fit():
+    scaled = [Network([Scale([1.0, s])]) for s in (2.0, 3.0)]
+    with pytest.raises(ShapeError, match="layer 0: Scale.*members may differ in the weights and biases of Dense"):
+        Network.stack(scaled)
+    named = [Network([Dense([[1.0], [2.0]])], classes=c) for c in ("ab", "ac")]
+    with pytest.raises(ShapeError, match="network 1 has other classes"):
+        Network.stack(named)
+    with pytest.raises(ShapeError, match="at least one"):
+        Network.stack([])
+
+
+def test_classes_and_input_shape_stay():
+    layers = [Dense(np.ones((3, 4)), None, "relu"), Dense(np.ones((2, 3)), None, "softmax")]
+    net = Network(layers, classes=np.array(["no", "yes"]), input_shape=(2, 2))
+    assert (net.classes, net.input_shape) == (("no", "yes"), (2, 2))
+    assert repr(net).endswith("], classes=('no', 'yes'), input_shape=(2, 2))")
+    assert net != Network(layers)
+    assert net.to(dtype="float32").classes == net.classes
+    assert net.with_parameters(net.parameters) == net
+    assert pickle.loads(pickle.dumps(net)) == net
+    assert (net[:1].classes, net[:1].input_shape) == (None, (2, 2))
+    assert (net[1:].classes, net[1:].input_shape) == (("no", "yes"), None)
+    assert (net[:].classes, net[:].input_shape) == (net.classes, net.input_shape)
+    assert (net[::2].classes, net[::2].input_shape) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"classes": ["a", "b"]}, ShapeError, "2 classes do not fit 3 outputs: give 3"),
+        ({"classes": ["a", "b", "a"]}, ShapeError, "two of the classes .* are the same"),
+        ({"classes": ["a", "b", None]}, ArrayError, "a class is None: it must be a string or a number"),
+        ({"input_shape": (3, 2)}, ShapeError, r"input_shape \(3, 2\) has 6 numbers, the network takes 4"),
+        ({"input_shape": (-2, -2)}, ShapeError, "positive whole numbers"),
+        ({"input_shape": ()}, ShapeError, "positive whole numbers"),
+    ],
+)
+def test_classes_and_input_shape_that_do_not_fit(arguments, error, match):
+    with pytest.raises(error, match=match):
+        Network([Dense(np.ones((3, 4)))], **arguments)
+
+
+def test_labels():
+    net = Network([Dense(np.eye(3))], classes=["a", "b", "c"])
+    assert nnfwd.labels(net, [[0.0, 1.0, 0.5], [2.0, 1.0, 2.0]]).tolist() == ["b", "a"]
+    assert nnfwd.labels(net, np.zeros((2, 5, 3))).shape == (2, 5)
+    assert nnfwd.labels(net, net([0.0, 0.0, 9.0])).tolist() == "c"
+    one = Network([Dense(np.ones((1, 2)), None, "sigmoid")], classes=[-1, 1])
+    assert nnfwd.labels(one, [[0.5], [0.6]]).tolist() == [-1, 1]
+    for network, y, match in (
+        (Network([Dense(np.eye(3))]), np.zeros((1, 3)), "the network has no classes"),
+        (net, np.zeros((3, 2)), r"y \(3, 2\) must be \(..., 3\)"),
+        (net, np.zeros(()), "must be"),
+        (net, np.full((2, 3), np.nan), "NaN in 2 rows"),
+    ):
+        with pytest.raises(ShapeError, match=match):
+            nnfwd.labels(network, y)

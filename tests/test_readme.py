@@ -34,7 +34,8 @@ def test_the_first_ten_lines():
 
 
 @pytest.mark.parametrize("i", range(1, len(blocks("python"))))
-def test_every_block_runs(i):
+def test_every_block_runs(i, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # one of them writes a file
     names = {"nnfwd": nnfwd, "net": tutorial()[0], "std": np.ones(4), "mean": np.zeros(4)}
     names |= {"W1": np.ones((5, 4)), "b1": np.ones(5), "W2": np.ones((3, 5)), "b2": np.ones(3), "W3": np.ones((2, 3))}
     if "array_api_strict" in blocks("python")[i]:

@@ -1,5 +1,7 @@
 """Inputs and outputs as files: `.npy`, `.npz` and `.csv`."""
 
+import csv
+import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
@@ -10,16 +12,11 @@ from nnfwd.errors import DataFileError
 from nnfwd.io.files import replacing
 
 
-def check_output(path: Path, *, sources: Iterable[Path], force: bool) -> None:
-    """Raises `DataFileError` unless a result may be written to `path`: before anything is computed."""
+def check_output(path: Path, formats: Iterable[str], *, sources: Iterable[Path] = (), force: bool) -> None:
+    """Raises `DataFileError` unless a file of one of these formats may be written to `path`: before any work."""
+    _known(path, formats)
     if path.exists() and any(path.samefile(source) for source in sources):
         raise DataFileError(f"{path} is read from: choose another name for the output")
-    check_new(path, _WRITERS, force=force)
-
-
-def check_new(path: Path, formats: Iterable[str], *, force: bool) -> None:
-    """Raises `DataFileError` unless a file of one of these formats may be written to `path`."""
-    _known(path, formats)
     if not path.parent.is_dir():
         raise DataFileError(f"{path}: the folder {path.parent} does not exist")
     if path.exists() and not force:
@@ -96,10 +93,16 @@ def _write_npz(file: IO[bytes], y: np.ndarray) -> None:
 
 
 def _write_csv(file: IO[bytes], y: np.ndarray) -> None:
+    if y.dtype.kind != "f":  # labels: one a line, or a row of them
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(y.reshape(-1, 1) if y.ndim < 2 else y)
+        file.write(text.getvalue().encode())
+        return
     digits = {"float16": 5, "float32": 9}.get(str(y.dtype), 17)  # enough to read the same number back
     np.savetxt(file, np.atleast_2d(y), fmt=f"%.{digits}g", delimiter=",")
 
 
+WRITTEN = (".npy", ".npz", ".csv")
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {
     ".npy": lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
     ".npz": _read_npz,

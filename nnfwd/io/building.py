@@ -1,0 +1,70 @@
+"""How a reader puts a network together, layer by layer, in the order of the pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nnfwd import activations
+from nnfwd.activations import Function
+from nnfwd.errors import ModelFileError
+from nnfwd.io.reading import Limits
+from nnfwd.layers import Activation, Dense, Layer, Scale
+from nnfwd.network import Network
+
+
+class Builder:
+    """Collects layers as they are stated. An activation joins a Dense layer right before it that has none yet.
+
+    Nothing else is merged or folded. An error names the layer.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.layers: list[Layer] = []
+        self.classes: Sequence[Any] | None = None
+        self.input_shape: tuple[int, ...] | None = None
+        self._limit = (limits or Limits()).layers
+
+    def add(self, layer: Layer) -> None:
+        """Any layer, as it is."""
+        if len(self.layers) == self._limit:
+            raise ModelFileError(f"more than {self._limit} layers: raise limits.layers if you trust it")
+        self.layers.append(layer)
+
+    def dense(self, weight: Any, bias: Any = None) -> None:
+        """A weighted sum, weight `(out, in)`."""
+        self.add(Dense(weight, bias))
+
+    def scale(self, scale: Any, *, center: Any = 0.0, shift: Any = 0.0) -> None:
+        """An element-wise `(x - center) * scale + shift`."""
+        self.add(Scale(scale, center=center, shift=shift))
+
+    def activation(self, function: str | Function) -> None:
+        """An activation; an identity leaves nothing behind."""
+        function = activations.get(function)
+        if function.name == "identity":
+            return
+        last = self.layers[-1] if self.layers else None
+        if isinstance(last, Dense) and last.activation.name == "identity":
+            self.layers[-1] = Dense(last.weight, last.bias, function)
+        else:
+            self.add(Activation(function))
+
+    def batch_normalisation(
+        self, mean: Any, variance: Any, epsilon: float, gamma: Any = None, beta: Any = None
+    ) -> None:
+        """`gamma * (x - mean) / sqrt(variance + epsilon) + beta`, Ioffe & Szegedy 2015, arXiv 1502.03167, as a Scale.
+
+        `scale` is computed in float64 and rounded once to the dtype of the arrays.
+        """
+        mean, variance = np.asarray(mean), np.asarray(variance)
+        with np.errstate(all="ignore"):
+            scale = 1 / np.sqrt(variance.astype("float64") + epsilon)
+            if gamma is not None:
+                scale = scale * np.asarray(gamma, dtype="float64")
+            self.scale(scale.astype(variance.dtype), center=mean, shift=0.0 if beta is None else beta)
+
+    def network(self) -> Network:
+        """The network; a file without a single layer is an identity, which needs one."""
+        layers = self.layers or [Activation("identity")]
+        return Network(layers, classes=self.classes, input_shape=self.input_shape)
