@@ -8,10 +8,13 @@ from typing import Any
 
 
 class NnfwdError(Exception):
-    """Base of every error raised on purpose. Its message is one line, whatever names it quotes."""
+    """Base of every error raised on purpose. Its message is one printable line, whatever names it quotes."""
 
     def __init__(self, message: str, /) -> None:
-        super().__init__(" ".join(line.strip() for line in message.splitlines()))
+        line = " ".join(line.strip() for line in message.splitlines())
+        if not line.isprintable():  # a name from a file could hold what a terminal obeys
+            line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        super().__init__(line)
 
 
 class ShapeError(NnfwdError, ValueError):

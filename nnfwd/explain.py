@@ -139,9 +139,9 @@ def _n(value: float) -> str:
 def describe(net: Network, /) -> dict[str, Any]:
     """What a network is made of, as plain data.
 
-    `layers` (index, kind, in, out, activation, parameters), `in`, `out`, `members`, `dtype`, `parameters` (how many
-    numbers), `flops` (floating-point operations a row: two a weight, one a bias, one an activation), `non_finite` (how
-    many of the numbers are infinite or NaN), `classes`, `input_shape`.
+    `layers` (index, kind, in, out, activation, repr, parameters), `in`, `out`, `members`, `dtype`, `parameters` (how
+    many numbers), `flops` (floating-point operations a row: two a weight, one a bias, one an activation), `non_finite`
+    (how many of the numbers are infinite or NaN), `classes`, `input_shape`.
     """
     layers = []
     width = net.in_features
@@ -161,6 +161,7 @@ def describe(net: Network, /) -> dict[str, Any]:
                 "in": layer.in_features or width,
                 "out": out,
                 "activation": repr(layer.activation),
+                "repr": repr(layer),
                 "dtype": sorted({dtype_name(a.dtype) for a in arrays}),
                 "parameters": count,
                 "flops": flops,
@@ -192,10 +193,9 @@ def table(described: dict[str, Any], /) -> str:
     lines.append(head)
     for row in described["layers"]:
         taken, given = (row[k] if row[k] is not None else "any" for k in ("in", "out"))
-        activation = "-" if row["kind"] == "Scale" else row["activation"]
         lines.append(
             f"{row['layer']:>5}  {row['kind']:10}  {taken:>6}  {given:>6}  {row['parameters']:>10,}"
-            f"  {row['flops']:>11,}  {activation}"
+            f"  {row['flops']:>11,}  {row['repr' if row['kind'] == 'Scale' else 'activation']}"
         )
     members = f", {described['members']} members" if described["members"] else ""
     lines.append(

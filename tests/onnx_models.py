@@ -1,7 +1,6 @@
 """ONNX models to read: put together by hand, or drawn at random."""
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 ELEMENTS = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16}
@@ -133,6 +132,3 @@ def _step(rng, opset, w):
         "HardSigmoid": maybe("alpha", 0.3) | maybe("beta", 0.4), "Gelu": maybe("approximate", pick("none", "tanh")), "Selu": maybe("gamma", 1.5),
     }  # fmt: skip
     return (operator, [], attributes.get(operator, {})), w
-
-
-__all__ = ["ACTIVATIONS", "chain", "drawn", "model", "onnx", "session"]

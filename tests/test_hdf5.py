@@ -511,6 +511,9 @@ def test_a_huge_claimed_chunk():
     refuse(changed(data, shape, struct.pack("<III", 2**31, 9, 4)), "a chunk of /x .* beyond the limits")
     refuse(changed(data, shape, struct.pack("<III", 0, 9, 4)), "has chunks of shape")
     refuse(changed(data, shape, struct.pack("<III", 7, 9, 8)), "has chunks of shape")
+    rank = data.index(shape) - 9
+    for n in (0, 1, 2, 4, 255):
+        refuse(data[:rank] + bytes([n]) + data[rank + 1 :], "which are not read|is damaged")
     # Inside the limits, but not every chunk is where such chunks would be.
     refuse(changed(data, shape, struct.pack("<III", 2**14, 2**14, 4)), "/x is damaged: a chunk at|expands")
 

@@ -138,7 +138,8 @@ def test_activations_as_torch_exports_them(name, expected, opset, load):
 @pytest.mark.parametrize(
     "how", ["x.flatten(1)", "x.view(x.size(0), -1)", "x.view(-1, 12)", "x.reshape(x.shape[0], 12)"]
 )
-def test_flattening_as_torch_exports_it(how, dynamic, load):
+@pytest.mark.parametrize("opset", [11, 17])
+def test_flattening_as_torch_exports_it(how, opset, dynamic, load):
     torch = need("torch")
 
     class Flat(torch.nn.Module):
@@ -150,7 +151,7 @@ def test_flattening_as_torch_exports_it(how, dynamic, load):
             return self.linear(eval(how))
 
     module = Flat()
-    net = load(exported(module, 2, 1, 3, 4, dynamic=dynamic))
+    net = load(exported(module, 2, 1, 3, 4, opset=opset, dynamic=dynamic))
     assert net.input_shape == (1, 3, 4)
     x = normal(2, 1, 3, 4)
     with torch.no_grad():
@@ -419,11 +420,13 @@ REFUSED = {
     "cast between layers": ([GEMM, ("Cast", [], {"to": 10})], "from float32 to float16"),
     "cast to an integer": ([("Cast", [], {"to": 7})], "from float32 to int64"),
     "flattened after a layer": ([GEMM, ("Reshape", [np.array([-1, 2])])], "cannot be given the shape"),
-    "swish": ([("Identity",)], None),
+    "a limit for each feature": ([("Clip", [normal(3)])], r"Clip 'n0': its input 1 is \(3,\)"),
+    "an input too many": ([("Relu", ["x", normal(3)])], "Relu 'n0' has 2 inputs"),
+    "an input too few": ([("Add",)], "has one input"),
 }
 
 
-@pytest.mark.parametrize("name", [name for name, (_, message) in REFUSED.items() if message])
+@pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name, load):
     steps, message = REFUSED[name]
     with pytest.raises(ModelFileError, match=message):

@@ -81,6 +81,9 @@ def read(file: IO[bytes], limits: Limits) -> Group:
 
 # Bytes
 
+_OVERHEAD = 64
+"""Bytes of metadata charged for each block, message and chunk over its own: even an empty one takes time and memory."""
+
 
 class _Cursor:
     """A block of the file, read from front to back and never beyond its end."""
@@ -122,7 +125,7 @@ class _Source:
 
     def __init__(self, file: IO[bytes], limits: Limits) -> None:
         self._file, self.limits, self._size = file, limits, file_size(file)
-        # An honest file has every block once; some room for what is charged a second time when it is remembered.
+        # An honest file has every block once; the rest is for the overhead, and for names and strings, charged again.
         self._metadata = min(8 * self._size, limits.metadata)
         self._stored = self._size
         self._expanded = max(limits.expansion * self._size, 2**24)
@@ -149,7 +152,7 @@ class _Source:
     def block(self, address: int | None, size: int, what: str, signature: bytes = b"") -> _Cursor:
         """A block of metadata, the signature taken off."""
         self.check(address, size, what)
-        self.spend(size)
+        self.spend(size + _OVERHEAD)
         cursor = _Cursor(self.raw(address, size, what), what)
         if cursor.take(len(signature)) != signature:
             raise ModelFileError(f"{what} at byte {address} is damaged: its signature is not {signature.decode()}")
@@ -173,10 +176,6 @@ class _Source:
             raise ModelFileError(f"{what}: the datasets have more bytes than the file: they overlap")
         if self._expanded < 0:
             raise ModelFileError(f"{what} expands to {expanded} bytes: raise limits.expansion if you trust it")
-
-
-_REMEMBERED = 64
-"""Bytes of metadata charged for a thing that is small in the file and not in memory."""
 
 
 def _lookup3(data: bytes) -> int:
@@ -335,9 +334,9 @@ def _messages(source: _Source, address: int, what: str) -> _Messages:
             number, size, flags = block.uint(kind_width), block.uint(2), block.uint(1)
             block.take(more)
             message = block.cut(size)
+            source.spend(_OVERHEAD)
             if number in _IGNORED:
                 continue
-            source.spend(_REMEMBERED)
             if number not in tuple(_Kind):
                 raise ModelFileError(f"{what} has a message of type {number}, which is not read")
             kind = _Kind(number)
@@ -369,7 +368,7 @@ def _links(source: _Source, messages: _Messages) -> Iterator[tuple[str, int | No
     heap, tree = info.address(), info.address()
     if heap is not None:
         objects = _FractalHeap(source, heap, what)
-        for record in _records(source, tree, (5,), what):
+        for record in _records(source, tree, 5, what):
             record.take(4)  # the hash of the name
             yield _link(objects.get(record), messages.what)
 
@@ -396,7 +395,7 @@ def _symbols(source: _Source, tree: int | None, heap: int | None, what: str) -> 
             source.spend(end - start)
             name = _text(names[start:end], f"a name in {what}")
             if cached == 2:
-                raise ModelFileError(f"{name} in {what} is a soft link: only hard links are read")
+                raise ModelFileError(f"{name[:80]} in {what} is a soft link: only hard links are read")
             yield name, target
 
 
@@ -409,7 +408,8 @@ def _link(message: _Cursor, what: str) -> tuple[str, int | None]:
     name = _text(message.take(message.uint(1 << (flags & 3))), f"a name in {what}")
     if kind != 0:
         kinds = {1: "a soft link", 64: "an external link"}
-        raise ModelFileError(f"{name} in {what} is {kinds.get(kind, 'a user-defined link')}: only hard links are read")
+        found = kinds.get(kind, "a user-defined link")
+        raise ModelFileError(f"{name[:80]} in {what} is {found}: only hard links are read")
     return name, message.address()
 
 
@@ -434,11 +434,11 @@ def _tree(
             yield key, child
 
 
-def _records(source: _Source, address: int | None, kinds: tuple[int, ...], what: str) -> Iterator[_Cursor]:
+def _records(source: _Source, address: int | None, kind: int, what: str) -> Iterator[_Cursor]:
     """The records of a version 2 B-tree (III.A.2)."""
     head = source.checked(address, 38, what, b"BTHD")
     head.version(0)
-    kind, node_size, record_size, depth = head.uint(1), head.uint(4), head.uint(2), head.uint(2)
+    found, node_size, record_size, depth = head.uint(1), head.uint(4), head.uint(2), head.uint(2)
     head.take(2)
     root, root_count = head.address(), head.uint(2)
     # How wide a child's two counts are follows from how many records fit into a node and below it.
@@ -449,8 +449,8 @@ def _records(source: _Source, address: int | None, kinds: tuple[int, ...], what:
         most = (node_size - 10 - pointer) // (record_size + pointer)
         total = (most + 1) * total + most
         total_widths.append(_width(total))
-    if kind not in kinds or record_size == 0 or most < 1 or depth > source.limits.depth:
-        raise ModelFileError(f"{what} is damaged: a B-tree of type {kind} and depth {depth}")
+    if found != kind or record_size == 0 or most < 1 or depth > source.limits.depth:
+        raise ModelFileError(f"{what} is damaged: a B-tree of type {found} and depth {depth}")
 
     def node(address: int | None, count: int, level: int) -> Iterator[_Cursor]:
         pointer = 8 + count_width + total_widths[level - 1] if level else 0
@@ -528,7 +528,7 @@ class _FractalHeap:
     def _find_huge(self, number: int) -> tuple[int | None, int]:
         if self._huge is None:
             self._huge = {}
-            for record in _records(self._source, self._huge_tree, (1,), self._what):
+            for record in _records(self._source, self._huge_tree, 1, self._what):
                 place, size, key = record.address(), record.uint(8), record.uint(8)
                 self._huge[key] = place, size
         if number not in self._huge:
@@ -578,7 +578,7 @@ def _attributes(source: _Source, messages: _Messages) -> dict[str, Any]:
     for message in _attribute_messages(source, messages):
         name, value = _attribute(source, message, messages.what)
         if name in found:
-            raise ModelFileError(f"{messages.what} has the attribute {name} twice")
+            raise ModelFileError(f"{messages.what} has the attribute {name[:80]} twice")
         found[name] = value
     return found
 
@@ -594,7 +594,7 @@ def _attribute_messages(source: _Source, messages: _Messages) -> Iterator[_Curso
     if heap is not None:
         what = f"the attributes of {messages.what}"
         objects = _FractalHeap(source, heap, what)
-        for record in _records(source, tree, (8,), what):
+        for record in _records(source, tree, 8, what):
             message = objects.get(record)
             if record.uint(1) & 2:
                 raise ModelFileError(f"{what}: one is shared with other objects, which is not read")
@@ -739,7 +739,7 @@ def _dataset(source: _Source, messages: _Messages, attributes: Mapping[str, Any]
     what = messages.what
     kind, shape = _datatype(messages.one(_Kind.DATATYPE)), _dataspace(messages.one(_Kind.DATASPACE))
     dtype = kind.name
-    if dtype == _OPAQUE and kind.size == 2 and attributes.get("dtype") == "bfloat16":
+    if dtype == _OPAQUE and kind.size == 2 and str(attributes.get("dtype")) == "bfloat16":
         dtype = "bfloat16"  # as Keras 3 writes it, in `H5Entry.__setitem__`
     if dtype in (*_TEXTS, _OPAQUE):
         raise ModelFileError(f"{what} is a dataset of type {dtype}: only numbers are read")
@@ -877,7 +877,7 @@ def _chunked(
     rank = layout.uint(1)
     tree = layout.address() if version == 3 else None
     width = layout.uint(1) if version > 3 else 4
-    *block, element = (layout.uint(width) for _ in range(rank))
+    block, element = [layout.uint(width) for _ in range(rank - 1)], layout.uint(width)
     if element != kind.size or len(block) != len(shape) or 0 in block or flags & ~2:
         raise ModelFileError(f"{what} of shape {shape} has chunks of shape {tuple(block)}, which are not read")
     size = check_tensor(f"a chunk of {what}", block, f"u{element}", source.limits)
@@ -896,7 +896,7 @@ def _chunked(
             chunks.append(_Chunk((0,) * len(block), address, stored, skipped))
     elif tree is not None:
         for key, child in _tree(source, tree, 1, 8 + 8 * rank, what):
-            source.spend(_REMEMBERED)
+            source.spend(_OVERHEAD)
             stored, skipped = key.uint(4), key.uint(4)
             chunks.append(_Chunk(tuple(key.uint(8) for _ in block), child, stored, skipped))
     for chunk in chunks:

@@ -27,6 +27,7 @@ from nnfwd.errors import ModelFileError, NnfwdError
 from nnfwd.io import hdf5
 from nnfwd.io.building import Builder
 from nnfwd.io.reading import FLOATS, Archive, Given, Limits, Tensor, opened, parse_json
+from nnfwd.layers import Dense
 from nnfwd.network import Network
 
 
@@ -146,8 +147,8 @@ def _class_of(entry: Any) -> tuple[str, Any]:
     kind = entry["class_name"]
     # Files before Keras 2.13, and its legacy .h5, state neither.
     if not _is_keras(entry.get("module", "keras")) or entry.get("registered_name") not in (None, kind):
-        origin = entry.get("registered_name") or entry.get("module")
-        raise ModelFileError(f"{kind} ({origin}) is a layer of somebody's own: it cannot be represented")
+        origin = str(entry.get("registered_name") or entry.get("module"))
+        raise ModelFileError(f"{kind[:80]} ({origin[:80]}) is a layer of somebody's own: it cannot be represented")
     return kind, entry["config"]
 
 
@@ -163,14 +164,22 @@ def _layer(entry: Any) -> _Layer:
     if kind in _MODELS:
         return _model(kind, config, entry)
     if kind not in _SETTINGS:
-        raise ModelFileError(f"the layer {kind} cannot be represented")
-    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
-        raise ModelFileError(f"a {kind} without a name")
-    with _named(kind, config["name"]):
+        raise ModelFileError(f"the layer {kind[:80]} cannot be represented")
+    if not isinstance(config, dict):
+        raise ModelFileError(f"the configuration of a {kind} is no object")
+    name = _name(config.get("name"), kind)
+    with _named(kind, name):
+        variables = _variables(kind, config)
         for key in config:
             if key not in _SETTINGS[kind] and not _WITHOUT_EFFECT.fullmatch(key):
-                raise ModelFileError(f"unknown setting {key}")
-        return _Layer(kind, config["name"], config, variables=_variables(kind, config))
+                raise ModelFileError(f"unknown setting {key[:80]}")
+        return _Layer(kind, name, config, variables)
+
+
+def _name(value: Any, kind: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 1000:
+        raise ModelFileError(f"a {kind} without a name, or with one longer than 1000 characters")
+    return value
 
 
 @contextlib.contextmanager
@@ -188,7 +197,7 @@ def _model(kind: str, config: Any, entry: dict[str, Any]) -> _Layer:
     if not isinstance(entries, list):
         raise ModelFileError(f"a {kind} that does not list its layers cannot be represented")
     layers = [_layer(e) for e in entries]
-    name = settings.get("name", entry.get("name", kind))
+    name = _name(settings.get("name", entry.get("name", kind)), kind)
     if kind == "Sequential":
         order = list(layers)
         if settings.get("build_input_shape") is not None:
@@ -200,21 +209,25 @@ def _model(kind: str, config: Any, entry: dict[str, Any]) -> _Layer:
 
 def _chain(config: dict[str, Any], entries: list[dict[str, Any]], layers: list[_Layer]) -> list[_Layer]:
     """The layers of a functional model in the order of the pass; anything but one chain is refused by name."""
-    names = [str(entry.get("name", layer.name)) for entry, layer in zip(entries, layers, strict=True)]
-    known = dict(zip(names, layers, strict=True))
-    if len(known) != len(names):
-        raise ModelFileError(f"two layers are called {next(n for n in names if names.count(n) > 1)}")
-    sources = {name: _source(name, entry.get("inbound_nodes", [])) for name, entry in zip(names, entries, strict=True)}
+    known = {layer.name: layer for layer in layers}
+    if len(known) != len(layers):
+        raise ModelFileError("two layers of a model have one name")
+    sources = {
+        layer.name: _source(layer.name, entry.get("inbound_nodes", []))
+        for layer, entry in zip(layers, entries, strict=True)
+    }
     first, last = (_only(config.get(key), key.replace("_", " ")) for key in ("input_layers", "output_layers"))
     order = [last]
-    while order[-1] in known and (source := sources[order[-1]]) is not None and len(order) <= len(names):
+    while order[-1] in known and (source := sources[order[-1]]) is not None and len(order) <= len(known):
         order.append(source)
     order.reverse()
-    if order[0] != first or len(order) > len(names):
+    if order[0] != first or len(order) > len(known):
         raise ModelFileError(f"the layers before {last} do not lead back to the input {first}")
-    beside = [name for name in names if name not in set(order)]
+    beside = known.keys() - set(order)
     if beside:
-        raise ModelFileError(f"{', '.join(beside[:5])} stand on a branch: only a single chain can be represented")
+        raise ModelFileError(
+            f"{', '.join(sorted(beside)[:5])} stand on a branch: only a single chain can be represented"
+        )
     return [known[name] for name in order]
 
 
@@ -263,16 +276,7 @@ _RANDOM = ("rate", "p", "stddev", "sigma", "seed", "noise_shape", "data_format",
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "InputLayer": ("sparse", "ragged", "optional"),
     "Identity": (),
-    "Dense": (
-        "units",
-        "output_dim",
-        "activation",
-        "use_bias",
-        "bias",
-        "quantization_config",
-        "lora_rank",
-        "lora_alpha",
-    ),
+    "Dense": ("units", "output_dim", "activation", "use_bias", "bias", "quantization_config", "lora_rank"),
     "Activation": ("activation",),
     "ReLU": ("max_value", "negative_slope", "threshold"),
     "LeakyReLU": ("negative_slope", "alpha"),
@@ -467,13 +471,17 @@ def _place_nested(model: _Layer, group: hdf5.Group, weights: list[str]) -> None:
     wanted = sum(len(leaf.variables) for leaf in leaves)
     if len(weights) != wanted:
         raise ModelFileError(f"the model {model.name} has {len(weights)} variables here, it needs {wanted}")
+    named: dict[str, list[str]] = {}
+    for weight in weights:
+        parts = weight.removesuffix(":0").split("/")
+        for key in {parts[-1], "/".join(parts[-2:])}:
+            named.setdefault(key, []).append(weight)
     for leaf in leaves:
         for variable in leaf.variables:
-            found = [weight for weight in weights if _is_called(weight, variable, leaf.name)]
+            keys = (f"{leaf.name}/{variable}", f"{leaf.name}_{_KERAS_1.get(variable, variable)}")
+            found = [weight for key in keys for weight in named.get(key, [])]
             if len(found) != 1:
-                raise ModelFileError(
-                    f"{len(found)} weights of {model.name} are the {variable} of {leaf.name}: need one"
-                )
+                raise ModelFileError(f"{len(found)} weights of {model.name} are called {keys[0]}: one is needed")
             leaf.tensors.append(_dataset(group, found[0]))
 
 
@@ -486,11 +494,10 @@ _KERAS_1 = {
 }
 
 
-def _is_called(weight: str, variable: str, layer: str | None = None) -> bool:
-    """Whether a weight is a layer's variable: `dense_1/kernel:0`, in Keras 3 without `:0`, in Keras 1 `dense_1_W`."""
+def _is_called(weight: str, variable: str) -> bool:
+    """Whether a weight is called as a variable: `dense/kernel:0`, in Keras 3 without `:0`, in Keras 1 `dense_W`."""
     path = f"/{weight.removesuffix(':0')}"
-    owner = "" if layer is None else f"/{layer}"
-    return path.endswith((f"{owner}/{variable}", f"{owner}_{_KERAS_1.get(variable, variable)}"))
+    return path.endswith((f"/{variable}", f"_{_KERAS_1.get(variable, variable)}"))
 
 
 def _strings(group: hdf5.Group, name: str) -> list[str]:
@@ -689,8 +696,7 @@ class _Pass:
         function = self._function(_stated(config, "activation", default="linear"))
         kernel = self._array("kernel", given["kernel"], self._width, units)
         bias = self._array("bias", given["bias"], units) if "bias" in given else None
-        self.builder.dense(kernel.T, bias)
-        self.builder.activation(function)
+        self.builder.add(Dense(kernel.T, bias, function))
         if self.shape is not None:
             self.shape = (*self.shape[:-1], units)
 

@@ -122,6 +122,16 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, tuple[str, float]]]] = {
     "Exp": ("exp", {}),
 }
 
+# How many inputs an operator may have, and since which opset; else it is one.
+_INPUTS = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "MatMul", "PRelu", "Reshape"), (2, 1)),
+    **dict.fromkeys(("Split", "Squeeze", "Unsqueeze"), (2, 13)),
+    "Gemm": (3, 1),
+    "Clip": (3, 11),
+    "Dropout": (3, 12),
+    "BatchNormalization": (5, 1),
+}
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -153,14 +163,11 @@ class _Chain:
         """The network of the whole graph."""
         output, classes = self._without_labels()
         for step in reversed(list(self._steps(output))):
-            if step.activation is None:
-                operator = _OPERATORS.get(step.node.operator)
-                if operator is None:
-                    raise ModelFileError(f"{step.node}: an unknown operator")
-                operator(self, step)
-            else:
+            if step.activation is not None:
                 self._pattern(step)
-            if step.activation is None and step.node.attributes:
+                continue
+            _OPERATORS[step.node.operator](self, step)
+            if step.node.attributes:
                 raise ModelFileError(f"{step.node}: unknown attribute {min(step.node.attributes)[:60]}")
         self._flush()
         self.builder.classes = classes
@@ -190,6 +197,9 @@ class _Chain:
         moving = [name for name in node.inputs if name and name not in self.graph.constants]
         if node.operator not in _OPERATORS:
             raise ModelFileError(f"{node}: an unknown operator")
+        most, since = _INPUTS.get(node.operator, (1, 1))
+        if len(node.inputs) > (most if self.graph.opset >= since else 1):
+            raise ModelFileError(f"{node} has {len(node.inputs)} inputs: too many for opset {self.graph.opset}")
         if len(moving) > 1:
             joined = " and ".join(repr(name[:60]) for name in moving)
             raise ModelFileError(f"{node} joins {joined}: a branch, and only a chain can be read")
@@ -358,15 +368,22 @@ class _Chain:
     def _clip(self, step: _Step) -> None:
         node = step.node
         if self.graph.opset < 11:
-            limits = (node.number("min", -math.inf), node.number("max", math.inf))
+            limits = node.number("min", -math.inf), node.number("max", math.inf)
         else:
-            given = [None if self._tensor(node, i) is None else self._floats(node, i, 0, 1).item() for i in (1, 2)]
-            limits = (-math.inf if given[0] is None else given[0], math.inf if given[1] is None else given[1])
+            limits = self._number(node, 1, -math.inf), self._number(node, 2, math.inf)
         own = {(-math.inf, math.inf): "identity", (0.0, 6.0): "relu6", (-1.0, 1.0): "hard_tanh"}
         if limits in own:
             self._activation(own[limits])
         else:
             self._activation("clip", lower=limits[0], upper=limits[1])
+
+    def _number(self, node: Node, index: int, default: float) -> float:
+        if self._tensor(node, index) is None:
+            return default
+        held = self._floats(node, index, 0, 1)
+        if held.size != 1:
+            raise ModelFileError(f"{node}: its input {index} is {held.shape}: it must be one number")
+        return float(held.item())
 
     def _matmul(self, step: _Step) -> None:
         node = step.node
@@ -376,7 +393,8 @@ class _Chain:
         weight = self._floats(node, 0 if left else 1, *((2,) if left else (2, 3)))
         weight = weight if left else np.matrix_transpose(weight)
         if weight.ndim == 3:
-            if len(self.shape) > 2 if self.members is None else (len(self.shape) < 3 or self.members != len(weight)):
+            fits = len(self.shape) <= 2 if self.members is None else len(self.shape) > 2 and self.members == len(weight)
+            if not fits:
                 raise ModelFileError(f"{node}: a weight {weight.shape} does not fit {len(self.shape)} axes of x")
             if self.members is None:
                 self.shape.insert(0, len(weight))
@@ -424,7 +442,7 @@ class _Chain:
         """The other operand of an element-wise operator."""
         node = step.node
         if len(node.inputs) != 2:
-            raise ModelFileError(f"{node} has {len(node.inputs)} inputs: two are needed")
+            raise ModelFileError(f"{node} has one input: two are needed")
         name = node.inputs[node.inputs[0] == step.operand]
         if self.graph.opset < 7:  # where broadcasting had to be asked for
             node.take("broadcast", 0)

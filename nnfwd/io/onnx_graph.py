@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from nnfwd.errors import BackendError, ModelFileError
+from nnfwd.errors import ModelFileError
 from nnfwd.io.reading import FLOATS, Limits, Tensor, array, check_tensor
 from nnfwd.placement import nearest
-
-try:
-    import onnx
-    from google.protobuf.message import DecodeError
-except ImportError:
-    raise BackendError("an .onnx file needs the package onnx: pip install 'nnfwd[onnx]'") from None
 
 OPSETS = range(6, 29)
 """The versions of the standard operators whose definitions the reader was written against."""
@@ -72,7 +68,8 @@ class Graph:
         ):
             if held:
                 raise ModelFileError(f"the model holds {what}: only a chain of operators can be read")
-        if len(graph.initializer) > limits.tensors or len(graph.node) > 16 * limits.layers:
+        tensors = sum(math.prod(tensor.dims) != 1 for tensor in graph.initializer)  # and numbers besides
+        if tensors > limits.tensors or max(len(graph.initializer), len(graph.node)) > 16 * limits.layers:
             raise ModelFileError(f"{len(graph.initializer)} initialisers, {len(graph.node)} nodes: beyond the limits")
         self.constants: dict[str, Tensor] = {}
         for tensor in graph.initializer:
@@ -219,7 +216,7 @@ def _check_structure(data: bytes) -> None:
                 if size > end - at:
                     raise ModelFileError("not an ONNX model: it ends early")
                 if isinstance(kind, int):
-                    numbers += kind * np.count_nonzero(np.frombuffer(data, "u1", size, at) < 128)
+                    numbers += kind * int(np.count_nonzero(np.frombuffer(data, "u1", size, at) < 128))
                 elif kind is not None:
                     cost += 192
                     waiting.append((kind, at, at + size))
@@ -294,7 +291,7 @@ def _constant(node: Node, limits: Limits) -> Tensor:
 def _plan(tensor: onnx.TensorProto, name: str, limits: Limits) -> Tensor:
     """The plan of a tensor: it holds its data itself, and exactly as much as its shape asks for."""
     if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-        raise ModelFileError(f"{name} lies in another file: save the model with its data inside")
+        raise ModelFileError(f"{name} lies in another file: save the model whole (PyTorch: external_data=False)")
     dtype = DTYPES.get(tensor.data_type)
     if dtype is None or tensor.HasField("segment"):
         raise ModelFileError(f"{name} is of data type {tensor.data_type}: {', '.join(DTYPES.values())} are read")

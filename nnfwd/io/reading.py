@@ -235,7 +235,7 @@ def npy(open_stream: Callable[[], AbstractContextManager[IO[bytes]]], size: int,
     """The plan of an array in NumPy's `.npy` format: `size` bytes of a stream, of which only the header is read now."""
     try:
         with open_stream() as stream:
-            shape, dtype, order, start = _npy_header(stream, name)
+            shape, dtype, order, start = npy_header(stream, name)
         kind = np.dtype(dtype)
     except _DAMAGED as error:
         if isinstance(error, ModelFileError):
@@ -258,7 +258,7 @@ def npy(open_stream: Callable[[], AbstractContextManager[IO[bytes]]], size: int,
     return Tensor(shape, kind.name, read)
 
 
-def _npy_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], str, str, int]:
+def npy_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], str, str, int]:
     """Shape, dtype, order and where the data starts; https://numpy.org/neps/nep-0001-npy-format.html"""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0), (3, 0)):
@@ -267,10 +267,13 @@ def _npy_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], str, str
     length = int.from_bytes(read_exactly(stream, width, name), "little")
     if length > 2**14:
         raise ModelFileError(f"{name} has a header of {length} bytes")
-    header = ast.literal_eval(read_exactly(stream, length, name).decode("latin1").strip())
+    text = read_exactly(stream, length, name).decode("latin1").strip()
+    header = None if "\\" in text else ast.literal_eval(text)  # an escape, which NumPy never writes, could warn
     if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
         raise ModelFileError(f"{name} has a damaged header")
     shape, dtype = header["shape"], header["descr"]
     if not isinstance(shape, tuple) or not isinstance(dtype, str) or not isinstance(header["fortran_order"], bool):
         raise ModelFileError(f"{name} is an array of structures or objects: only numbers are read")
+    if not re.fullmatch(r"[<>|=][a-zA-Z]\d{1,8}|\|O", dtype) or dtype[1] == "a":
+        raise ModelFileError(f"{name} has dtype {dtype!r:.40}: it must be float16, float32 or float64")
     return shape, dtype, "F" if header["fortran_order"] else "C", 8 + width + length

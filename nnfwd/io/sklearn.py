@@ -17,7 +17,7 @@ import numpy as np
 from nnfwd import activations
 from nnfwd.errors import ModelFileError
 from nnfwd.io.building import Builder
-from nnfwd.io.reading import Archive, Given, _npy_header, npy, parse_json
+from nnfwd.io.reading import Archive, Given, npy, npy_header, parse_json
 from nnfwd.network import Network
 
 _HIDDEN = ("identity", "logistic", "tanh", "relu")
@@ -119,7 +119,7 @@ class _Nodes:
         self._used.add(name)
         info = self._archive.find(name)
         with self._archive.open(name) as stream:
-            shape, dtype, _, start = _npy_header(stream, name)
+            shape, dtype, _, start = npy_header(stream, name)
         if dtype[1:2] == "U":  # the labels of classes, say
             data, kind = self._archive.read(name, metadata=True), np.dtype(dtype)
             if start + math.prod(shape) * kind.itemsize != len(data):

@@ -59,11 +59,12 @@ def _plan(value: Any) -> Any:
 
 def network(tensors: Mapping[str, Any], given: Given) -> Network:
     """The network of the plans in `tensors`; what is no `Tensor` must be outside the prefix."""
-    if len(tensors) > given.limits.tensors:
-        raise ModelFileError(f"{len(tensors)} tensors are more than {given.limits.tensors}")
+    count = sum(isinstance(value, Tensor) for value in tensors.values())
+    if count > given.limits.tensors:
+        raise ModelFileError(f"{count} tensors are more than {given.limits.tensors}")
     prefixes = [given.prefix] if isinstance(given.prefix, str) else list(given.prefix or [""])
     modules = [module for prefix in prefixes for module in _modules(tensors, prefix.rstrip("."))]
-    slopes = [i for i, (_, fields) in enumerate(modules) if _is_slope(fields)]
+    slopes = [i for i, module in enumerate(modules) if _kind(*module) == "slope"]
     layers = [module for i, module in enumerate(modules) if i not in slopes]
     functions = iter(_functions(given.activations, layers))
     builder = Builder(given.limits)
@@ -109,8 +110,19 @@ def _modules(tensors: Mapping[str, Any], prefix: str) -> list[_Module]:
     return sorted(found.items(), key=lambda module: [int(n) for n in re.findall(r"\d+", module[0])])
 
 
-def _is_slope(fields: Mapping[str, Tensor]) -> bool:
-    return fields.keys() == {"weight"} and len(fields["weight"].shape) == 1
+def _kind(name: str, fields: Mapping[str, Tensor]) -> str:
+    """What a module with these tensors is: linear, normalisation or slope; `ModelFileError` for anything else."""
+    if _RUNNING <= fields.keys() <= set(_NORMALISATION):
+        return "normalisation"
+    if {"weight"} <= fields.keys() <= {"weight", "bias"} and len(fields["weight"].shape) == 2:
+        return "linear"
+    if fields.keys() == {"weight"} and len(fields["weight"].shape) == 1:
+        return "slope"
+    held = ", ".join(f"{field} {tensor.shape}" for field, tensor in list(fields.items())[:6])
+    raise ModelFileError(
+        f"{_called(name)} holds {held}: only linear layers (weight (out, in), bias) and batch normalisations are read "
+        "by name; put others together yourself, nnfwd.Network.from_arrays(weights, biases, activations)"
+    )
 
 
 def _slope(weight: Tensor) -> Any:
@@ -139,7 +151,7 @@ def _functions(asked: Any, layers: Sequence[_Module]) -> Iterable[Function]:
 
 
 def _add(builder: Builder, name: str, fields: Mapping[str, Tensor], epsilon: float | None) -> None:
-    if _RUNNING <= fields.keys() <= set(_NORMALISATION):
+    if _kind(name, fields) == "normalisation":
         if epsilon is None:
             raise ModelFileError(
                 f"{_called(name)} is a batch normalisation, whose epsilon is not in it: give epsilon=, "
@@ -149,16 +161,9 @@ def _add(builder: Builder, name: str, fields: Mapping[str, Tensor], epsilon: flo
         builder.batch_normalisation(
             read["running_mean"], read["running_var"], epsilon, gamma=read.get("weight"), beta=read.get("bias")
         )
-    elif {"weight"} <= fields.keys() <= {"weight", "bias"} and len(fields["weight"].shape) == 2:
-        bias = fields.get("bias")
-        weight = fields["weight"].weights(f"{name}.weight")
-        builder.dense(weight, None if bias is None else bias.weights(f"{name}.bias"))
     else:
-        held = ", ".join(f"{field} {tensor.shape}" for field, tensor in fields.items())
-        raise ModelFileError(
-            f"{_called(name)} holds {held}: only linear layers (weight (out, in), bias) and batch normalisations "
-            "are read from a state dict"
-        )
+        weight, bias = fields["weight"].weights(f"{name}.weight"), fields.get("bias")
+        builder.dense(weight, None if bias is None else bias.weights(f"{name}.bias"))
 
 
 def _called(name: str) -> str:
