@@ -667,6 +667,7 @@ FILES = [
     ("no description", lambda: packed([(WEIGHT, npy(W))]), "activations=|layers.0 (3 -> 4)"),
     ("description not JSON", lambda: model(text="{"), "not a valid .npz"),
     ("description deep", lambda: model(text="[" * 100_000), "deeper than 32"),
+    ("description of many lists", lambda: model(text=f"[{'[],' * 2**18}0]"), "more than 262144 objects and lists"),
     ("description a list", lambda: model(text="[]"), "format"),
     ("another format", lambda: model(text='{"format": 2, "layers": []}'), "format"),
     ("no layers", lambda: model(text='{"format": 1, "layers": []}'), "no layers"),

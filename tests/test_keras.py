@@ -808,7 +808,7 @@ def test_damaged_keras_files(h5py, tmp_path, note):
 
 
 def test_damaged_h5_files(h5py, tmp_path, note):
-    weights = {"dense": {"dense/kernel:0": KERNEL, "dense/bias:0": BIAS}}
+    weights = {"dense": {"kernel:0": KERNEL, "bias:0": BIAS}}
     # The old format has no checksums, and is mostly zeros: all of it in a long run.
     seed = layout(
         h5py,

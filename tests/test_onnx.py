@@ -129,7 +129,7 @@ def test_activations_as_torch_exports_them(name, expected, opset, load):
     net = load(exported(module, 2, 3, opset=opset))
     assert len(net) == 1
     assert repr(net[0].activation) == expected
-    x = normal(50, 3)
+    x = 3 * normal(50, 3)
     with torch.no_grad():
         agree(net, x, module(torch.from_numpy(x)).numpy(), "torch", "float32")
 
@@ -297,6 +297,7 @@ def test_consecutive_linear_layers_stay(load):
         ([("Reshape", [np.array([1, -1])])], ("batch", 3, 1), (3, 1)),
         ([("Reshape", [np.array([0, 3])])], ("batch", 3), None),
         ([("Reshape", [np.array([8, 3])])], ("batch", 3), None),
+        ([("Reshape", [np.array([0, -1])])], ("batch", 3), None),
         ([("Reshape", [np.array([-1, 3])])], (3,), None),
         ([("Unsqueeze", [np.array([0])])], (3,), None),
         ([("Squeeze", [np.array([1])])], ("batch", 1, 3), (1, 3)),
@@ -306,6 +307,16 @@ def test_consecutive_linear_layers_stay(load):
 )
 def test_shapes_of_the_input(steps, shape, kept, load):
     same(load(chain(*steps, GEMM, shape=shape)), Dense(W, B), input_shape=kept)
+
+
+def test_two_free_axes_stay(load):
+    made = chain(("Reshape", [np.array([0, 0, 3])]), ("MatMul", ["x", W.T]), shape=("b", "t", 3))
+    same(load(made), Dense(W))
+
+
+def test_older_operators_broadcast_when_told_to(load):
+    made = chain(("Gemm", ["x", W.T, B], {"broadcast": 1}), ("Add", ["x", B], {"broadcast": 1, "axis": 1}), opset=6)
+    same(load(made), Dense(W, B), Scale(1, shift=B))
 
 
 def test_scaled_and_then_flattened(load):
@@ -421,6 +432,27 @@ REFUSED = {
     "cast to an integer": ([("Cast", [], {"to": 7})], "from float32 to int64"),
     "flattened after a layer": ([GEMM, ("Reshape", [np.array([-1, 2])])], "cannot be given the shape"),
     "a limit for each feature": ([("Clip", [normal(3)])], r"Clip 'n0': its input 1 is \(3,\)"),
+    "an unknown gelu": ([("Gelu", [], {"approximate": "erf"})], "approximate is b'erf'", {"opset": 20}),
+    "a slope that is missing": ([("PRelu",)], "PRelu 'n0' has no input 1"),
+    "slopes along axis 1": ([("PRelu", ["x", normal(2)])], "go with axis 1 of 3", {"opset": 6, "shape": ("b", 2, 2)}),
+    "added along axis 0": ([("Add", ["x", normal(3)], {"broadcast": 1, "axis": 0})], "goes with axis 0", {"opset": 6}),
+    "an axis too far": ([("Flatten", [], {"axis": 5})], "no axis 5 of 2"),
+    "a shape of fractions": ([("Reshape", ["x", normal(2)])], "a few whole numbers"),
+    "batch normalisation in training": (
+        [("BatchNormalization", ["x", *[normal(3)] * 4], {"training_mode": 1})],
+        "in training mode",
+    ),
+    "batch normalisation over axis 1": (
+        [("BatchNormalization", ["x", *[normal(2)] * 4])],
+        "over axis 1 of 3",
+        {"shape": ("b", 2, 3)},
+    ),
+    "a scaler in the middle": ([GEMM, ("Scaler",)], "must come first"),
+    "a bias of other members": (
+        [("MatMul", ["x", normal(5, 3, 4)]), ("Add", ["x", normal(2, 1, 4)])],
+        "does not fit 5 members",
+    ),
+    "no axes": ([("Identity",)], "1 to 8 axes", {"shape": ()}),
     "an input too many": ([("Relu", ["x", normal(3)])], "Relu 'n0' has 2 inputs"),
     "an input too few": ([("Add",)], "has one input"),
 }
@@ -428,9 +460,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name, load):
-    steps, message = REFUSED[name]
+    steps, message, *settings = REFUSED[name]
     with pytest.raises(ModelFileError, match=message):
-        load(chain(*steps))
+        load(chain(*steps, **(settings[0] if settings else {})))
 
 
 def test_swish_with_another_slope_is_refused(load):

@@ -297,6 +297,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
     for name in [name for name in sys.modules if name.startswith("nnfwd.io.onnx")]:
         monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(nnfwd.io, name.rpartition(".")[2])
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(BackendError, match=r"pip install 'nnfwd\[onnx\]'"):
         nnfwd.save(mixed(), tmp_path / "a.onnx")

@@ -91,8 +91,9 @@ def load(
         if value is not None and name not in known.takes:
             raise ModelFileError(f"{path}: a {known.name} file needs no {name}: leave it out")
     given = Given(limits or Limits(), activations, prefix, epsilon, weights=None if weights is None else Path(weights))
+    read = known.function(known.reader)
     with opened(path, given.limits) as file:
-        network: Network = known.function(known.reader)(file, given)
+        network: Network = read(file, given)
     return network
 
 

@@ -8,7 +8,7 @@ or `.activation.{parameter}`.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from nnfwd import activations
 from nnfwd.errors import ModelFileError
 from nnfwd.io.building import Builder
-from nnfwd.io.reading import Limits, parse_json
+from nnfwd.io.reading import Limits, Tensor, parse_json
 from nnfwd.layers import Activation, Dense, Layer, Scale, to_numpy
 from nnfwd.network import Network
 from nnfwd.placement import dtype_name
@@ -59,6 +59,21 @@ def _described(layer: Layer, i: int, arrays: dict[str, np.ndarray]) -> dict[str,
     inside = numbers.pop("activation", {}), own.pop("activation", {})
     settings = {"name": function.name} | inside[0] | put(inside[1], f"{key}.activation")
     return {"type": type(layer).__name__.lower(), "activation": settings} | numbers | put(own, key)
+
+
+def network(text: bytes, tensors: Mapping[str, Tensor], limits: Limits) -> Network:
+    """The network of a description and the plans of its arrays, each of which must belong to one layer."""
+    left = dict(tensors)
+
+    def fetch(key: str) -> np.ndarray:
+        if key not in left:
+            raise ModelFileError(f"{key} is missing")
+        return left.pop(key).weights(key)
+
+    found = parse(text, fetch, limits)
+    if left:
+        raise ModelFileError(f"{', '.join(sorted(left)[:5])} belong to no layer")
+    return found
 
 
 def parse(text: bytes, fetch: Callable[[str], np.ndarray], limits: Limits) -> Network:

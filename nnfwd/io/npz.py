@@ -45,15 +45,7 @@ def read(file: IO[bytes], given: Given) -> Network:
             f"its description is {text.dtype} {text.shape}: it must be up to {given.limits.metadata} bytes"
         )
 
-    def fetch(key: str) -> np.ndarray:
-        if key not in plans:
-            raise ModelFileError(f"{key} is missing, or used twice")
-        return plans.pop(key).weights(key)
-
-    network = description.parse(text.read().tobytes(), fetch, given.limits)
-    if plans:
-        raise ModelFileError(f"{', '.join(sorted(plans)[:5])} belong to no layer")
-    return network
+    return description.network(text.read().tobytes(), plans, given.limits)
 
 
 def read_npy(file: IO[bytes], given: Given) -> Network:

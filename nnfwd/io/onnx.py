@@ -268,11 +268,7 @@ class _Chain:
     def _tensor(self, node: Node, index: int) -> Tensor | None:
         """The plan of a constant input; None where an optional one is absent."""
         name = node.inputs[index] if index < len(node.inputs) else ""
-        if not name:
-            return None
-        if name not in self.graph.constants:
-            raise ModelFileError(f"{node}: {name[:60]!r} must be constant")
-        return self.graph.constants[name]
+        return self.graph.constants[name] if name else None
 
     def _floats(self, node: Node, index: int, *ranks: int) -> np.ndarray:
         tensor = self._tensor(node, index)

@@ -5,6 +5,7 @@ yet), checks the plan, and only then allocates. It raises `ModelFileError` witho
 """
 
 import ast
+import collections
 import contextlib
 import json
 import math
@@ -162,19 +163,25 @@ def parse_json(data: bytes, limits: Limits) -> Any:
     if len(data) > limits.metadata:
         raise ModelFileError(f"{len(data)} bytes of JSON are more than limits.metadata, {limits.metadata}")
     text = str(data, "utf-8")
-    depth = 0
+    depth = count = 0
     for bracket in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text, re.DOTALL):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket[0], 0)
+        step = {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket[0], 0)
+        depth += step
+        count += step > 0
         if depth > limits.depth:
             raise ModelFileError(f"JSON nested deeper than {limits.depth}")
+        if count > _CONTAINERS:  # an empty one takes thirty times its two bytes in memory
+            raise ModelFileError(f"more than {_CONTAINERS} objects and lists of JSON")
     return json.loads(text, object_pairs_hook=_unique)
+
+
+_CONTAINERS = 2**18
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ModelFileError(f"the key {_short(twice)} stands twice in one object")
     return found
 

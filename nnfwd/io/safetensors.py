@@ -17,7 +17,7 @@ import numpy as np
 from nnfwd.errors import ModelFileError
 from nnfwd.io import description, state_dict
 from nnfwd.io.files import replacing
-from nnfwd.io.reading import FLOATS, Given, Limits, Tensor, array, check_tensor, file_size, parse_json, read_exactly
+from nnfwd.io.reading import Given, Limits, Tensor, array, check_tensor, file_size, parse_json, read_exactly
 from nnfwd.network import Network
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
@@ -62,18 +62,7 @@ def read(file: IO[bytes], given: Given) -> Network:
     if "nnfwd" not in metadata:
         return state_dict.network(tensors, given)
     given.refuse("activations", "prefix", "epsilon")
-
-    def fetch(key: str) -> np.ndarray:
-        if key not in tensors:
-            raise ModelFileError(f"{key} is missing, or used twice")
-        if tensors[key].dtype not in FLOATS:
-            raise ModelFileError(f"{key} is {tensors[key].dtype}: it must be {', '.join(FLOATS)}")
-        return tensors.pop(key).read()
-
-    network = description.parse(metadata["nnfwd"].encode(), fetch, given.limits)
-    if tensors:
-        raise ModelFileError(f"{', '.join(sorted(tensors)[:5])} belong to no layer")
-    return network
+    return description.network(metadata["nnfwd"].encode(), tensors, given.limits)
 
 
 def _plan(file: IO[bytes], header: dict[str, Any], start: int, size: int, limits: Limits) -> dict[str, Tensor]:
