@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nnfwd.io.sklearn import from_sklearn
     from nnfwd.io.state_dict import from_state_dict
     from nnfwd.io.torch import from_torch
-    from nnfwd.labels import labels
+    from nnfwd.classes import labels
     from nnfwd.reference import looped_feed_forward
 
 __version__ = "0.1.0"
@@ -65,7 +65,7 @@ _LAZY = {
     "from_sklearn": "nnfwd.io.sklearn",
     "from_state_dict": "nnfwd.io.state_dict",
     "from_torch": "nnfwd.io.torch",
-    "labels": "nnfwd.labels",
+    "labels": "nnfwd.classes",
     "load": "nnfwd.io",
     "looped_feed_forward": "nnfwd.reference",
     "save": "nnfwd.io",

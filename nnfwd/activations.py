@@ -169,7 +169,7 @@ def get(activation: "str | Function | Formula | None", /) -> Function:
         return activation._complete()
     if isinstance(activation, str):
         return named(activation)._complete()
-    if not callable(activation):
+    if not callable(activation) or isinstance(activation, type):
         raise UnknownNameError("activation", activation, _names)
     name = getattr(activation, "__name__", type(activation).__name__)
     if not _takes_xp(activation):

@@ -171,25 +171,54 @@ def _model(command: argparse.ArgumentParser, *, nargs: str | None = "?", default
     reading.add_argument("--weights", metavar="FILE", type=Path, help="the .h5 that belongs to a .json of Keras")
 
 
+_READING = ("activations", "prefix", "epsilon", "weights")
+
+
 def _load(path: Path, options: argparse.Namespace) -> nnfwd.Network:
-    return nnfwd.load(
-        path,
-        activations=options.activations,
-        prefix=options.prefix,
-        epsilon=options.epsilon,
-        weights=options.weights,
-    )
+    return nnfwd.load(path, **{name: getattr(options, name) for name in _READING})
+
+
+def _described(path: Path, options: argparse.Namespace) -> dict[str, object]:
+    """What `info` says of a file. Of bare arrays without activations it says all else."""
+    from nnfwd.explain import describe
+    from nnfwd.io import facts, find
+
+    takes = find(path).takes if path.is_file() else ()
+    given = {name: getattr(options, name) for name in _READING if len(options.model) == 1 or name in takes}
+    known = facts(path)
+    try:
+        return {"file": str(path), **known, **describe(nnfwd.load(path, **given))}
+    except NnfwdError:
+        if "activations" not in takes or options.activations is not None:
+            raise
+        try:
+            described = describe(nnfwd.load(path, **given | {"activations": "identity"}))
+        except NnfwdError:
+            described = {}
+        if not described:
+            raise
+        for row in described["layers"]:
+            row["activation"] = "not stated: give --activations"
+        return {"file": str(path), **known, **described}
 
 
 def _activations(text: str) -> object:
     """The activations of `relu,leaky_relu(negative_slope=0.2)`: a list, or the only one."""
-    found = []
-    for name, settings in re.findall(r"([^,()]+)(?:\(([^()]*)\))?(?:,|$)", text):
+    found: list[object] = []
+    one = r"([^,()]+)(?:\(([^()]*)\))?"
+    if not re.fullmatch(f"{one}(,{one})*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write names with commas between, relu,leaky_relu(negative_slope=0.2)"
+        )
+    for name, settings in re.findall(one, text):
         try:
             values = {k.strip(): float(v) for k, _, v in (part.partition("=") for part in settings.split(",") if part)}
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r}: write a parameter as name(parameter=0.2)") from None
-        found.append(activations.named(name.strip())(**values) if values else name.strip())
+        try:
+            found.append(activations.named(name.strip())(**values) if values else name.strip())
+        except NnfwdError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
     return found[0] if len(found) == 1 else found
 
 
@@ -223,7 +252,6 @@ def _explain(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from nnfwd.demo import tutorial
     from nnfwd.explain import describe, table
-    from nnfwd.io import facts
 
     if not options.model:
         described = describe(tutorial()[0])
@@ -232,7 +260,7 @@ def _info(options: argparse.Namespace) -> int:
     found, status = [], 0
     for path in options.model:
         try:
-            described = {"file": str(path), **facts(path), **describe(_load(path, options))}
+            described = _described(path, options)
         except (NnfwdError, OSError) as error:
             if len(options.model) == 1 or options.debug:
                 raise
@@ -334,18 +362,20 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _listed(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _run(options: argparse.Namespace) -> int:
     from nnfwd.io import arrays
-    from nnfwd.labels import labels
+    from nnfwd.classes import labels
 
     net = _load(options.model, options)
     if options.labels and net.classes is None:
         raise ShapeError(f"{options.model} holds no classes: leave --labels out")
     x, has_dtype = arrays.read_array(options.input)
     arrays.check_output(options.output, arrays.WRITTEN, sources=(options.input, options.model), force=options.force)
+    if net.input_shape and x.shape[-len(net.input_shape) :] == net.input_shape:  # as it was before a leading flatten
+        x = x.reshape(*x.shape[: -len(net.input_shape)], -1)
     dtype = options.dtype or (None if has_dtype else net.dtype)
     y = net(x, backend=options.backend, device=options.device, dtype=dtype, precision=options.precision)
     home = labels(net, y) if options.labels else _backend.of(y).to_numpy(y)

@@ -165,7 +165,7 @@ def describe(net: Network, /) -> dict[str, Any]:
                 "dtype": sorted({dtype_name(a.dtype) for a in arrays}),
                 "parameters": count,
                 "flops": flops,
-                "non_finite": sum(int((~np.isfinite(to_numpy(a).astype("float64"))).sum()) for a in arrays),
+                "non_finite": sum(int((~np.isfinite(a)).sum()) for a in [*map(_float64, arrays), *_numbers(layer)]),
             }
         )
         width = out
@@ -181,6 +181,15 @@ def describe(net: Network, /) -> dict[str, Any]:
         "classes": None if net.classes is None else list(net.classes),
         "input_shape": None if net.input_shape is None else list(net.input_shape),
     }
+
+
+def _float64(a: Any) -> np.ndarray:
+    return to_numpy(a).astype("float64")
+
+
+def _numbers(layer: Layer) -> list[np.ndarray]:
+    """A layer's own numbers that are no arrays. Those of an activation may well be infinite: clip(0, inf)."""
+    return [np.asarray(value) for name, value in layer.scalars.items() if name != "activation"]
 
 
 def table(described: dict[str, Any], /) -> str:

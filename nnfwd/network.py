@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, overload
 
@@ -101,11 +102,16 @@ class Network:
 
         Raises:
             ShapeError: where their layers, activations, scalings or classes differ, naming the layer.
+            DtypeError, ArrayError: where their weights differ in dtype or library, or something is no network.
         """
+        if not isinstance(networks, Iterable) or hasattr(networks, "chain"):
+            raise ArrayError(f"stack takes a list of networks, not a {type(networks).__name__}")
         members = list(networks)
         if not members:
             raise ShapeError("an ensemble needs at least one network")
         for m, member in enumerate(members):
+            if not isinstance(member, Network):
+                raise ArrayError(f"network {m} is a {type(member).__name__}: it must be a Network")
             if member.chain.members is not None:
                 raise ShapeError(f"network {m} is an ensemble: stack its members(), each a network")
             if len(member) != len(members[0]):
@@ -266,10 +272,14 @@ def shown_classes(classes: Sequence[Class], /) -> str:
 def _classes(given: Iterable[Class], out: int | None) -> tuple[Class, ...]:
     """The classes of so many outputs, as plain Python values."""
     values = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(values, Iterable):
+        raise ArrayError(f"classes is a {type(given).__name__}: it must be a list of strings or numbers")
     classes = tuple(value.item() if hasattr(value, "item") else value for value in values)
     for value in classes:
-        if not isinstance(value, str | int | float):
-            raise ArrayError(f"a class is {value!r}: it must be a string or a number")
+        if type(value) not in (str, int, float, bool) or (type(value) is int and not -(2**63) <= value < 2**63):
+            raise ArrayError(f"a class is {value!r}: it must be a string or a number of at most 64 bits")
+        if type(value) is not type(classes[0]):
+            raise ArrayError(f"the classes {classes[0]!r} and {value!r} are of two types: they must be of one")
     if len(set(classes)) != len(classes):
         raise ShapeError(f"two of the classes {shown_classes(classes)} are the same")
     if out is not None and len(classes) != (2 if out == 1 else out):
@@ -279,9 +289,12 @@ def _classes(given: Iterable[Class], out: int | None) -> tuple[Class, ...]:
 
 def _shape(given: Iterable[int], width: int | None) -> tuple[int, ...]:
     """The shape of one input, whose sizes multiply to the width."""
-    shape = tuple(given)
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ShapeError(f"input_shape {shape} must be positive whole numbers")
+    try:
+        shape = tuple(operator.index(n) for n in given)
+    except TypeError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ShapeError(f"input_shape {given} must be positive whole numbers")
     if width is not None and math.prod(shape) != width:
         raise ShapeError(f"input_shape {shape} has {math.prod(shape)} numbers, the network takes {width}")
     return shape
@@ -295,6 +308,10 @@ def _stack(i: int, layers: Sequence[Layer]) -> Layer:
         if fits and isinstance(layer, Dense) and isinstance(first, Dense):
             fits = tuple(layer.weight.shape) == tuple(first.weight.shape)
             fits = fits and same(layer.activation.arrays, first.activation.arrays)
+            a, b = placement.dtype_name(layer.weight.dtype), placement.dtype_name(first.weight.dtype)
+            if a != b:
+                raise DtypeError(f"layer {i}: network {m} is {a}, network 0 is {b}: bring them to one by to(dtype=...)")
+            placement.meet(layer.weight, _backend.of(first.weight))
         elif fits:
             fits = same(layer.parameters, first.parameters)
         if not fits:

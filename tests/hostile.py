@@ -2,10 +2,12 @@
 
 import contextlib
 import difflib  # noqa: F401  # which the message of an unknown name imports when it is first needed
+import importlib
 import os
 import sys
 import time
 import tracemalloc
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,14 @@ def watched():
         _seen = None
 
 
+_imported = importlib.import_module
+
+
+def _import_module(name, package=None):
+    assert name.startswith("nnfwd.io."), f"{name} is imported by name"
+    return _imported(name, package)
+
+
 def attempt(path: Path, **arguments):
     """The network of a file, or the ModelFileError; nothing else may come out, nor take long, nor need much memory.
 
@@ -47,7 +57,7 @@ def attempt(path: Path, **arguments):
     tracemalloc.reset_peak()
     before, _ = tracemalloc.get_traced_memory()
     start = time.perf_counter()
-    with watched() as seen:
+    with watched() as seen, unittest.mock.patch("importlib.import_module", _import_module):
         try:
             outcome = nnfwd.load(path, **arguments)
         except ModelFileError as error:

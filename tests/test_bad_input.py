@@ -641,7 +641,7 @@ def large_dictionary():
 
 
 FILES = [
-    ("empty", lambda: b"", "not a valid .npz"),
+    ("empty", lambda: b"", "the file is empty"),
     ("not a zip", lambda: b"hello", "not a valid .npz"),
     ("truncated", lambda: model()[:-100], "not a valid .npz"),
     ("a byte changed", lambda: model().replace(b'"relu"', b'"selu"'), "nnfwd.npy"),
@@ -677,6 +677,16 @@ FILES = [
     ("unknown activation", lambda: model({**DENSE, "activation": {"name": "rellu"}}), "'rellu'|'relu'"),
     ("activation a text", lambda: model({**DENSE, "activation": "relu"}), "layer 0|activation"),
     ("activation without name", lambda: model({**DENSE, "activation": {"name": None}}), "layer 0|None"),
+    ("no slope", lambda: model({**DENSE, "activation": {"name": "leaky_relu"}}), "layer 0|leaky_relu|negative_slope"),
+    ("no weight", lambda: model({"type": "dense", "activation": {"name": "relu"}}), "layer 0|dense|weight"),
+    ("brackets closed", lambda: model(text="]" * 10**6), "deeper than"),
+    ("a string without an end", lambda: model(text='"' + '\\"' * 10**5), "not a valid .npz"),
+    (
+        "header that warns",
+        lambda: model(weight=header("{'descr': '<f8', 'fortran_order': False, 'shape': (2or 2, 2)}")),
+        WEIGHT,
+    ),
+    ("header of an old string", lambda: model(weight=claims((4, 3), "|a4")), f"{WEIGHT}|a4"),
     (
         "unknown parameter",
         lambda: model({**DENSE, "activation": {"name": "relu", "alpha": 1}}),
@@ -684,7 +694,7 @@ FILES = [
     ),
     (
         "activation of a scale",
-        lambda: model(DENSE, {"type": "scale", "scale": 2, "activation": {"name": "tanh"}}),
+        lambda: model(DENSE, {"type": "scale", "scale": 2, "center": 0, "shift": 0, "activation": {"name": "tanh"}}),
         "tanh",
     ),
     ("unknown field of two lines", lambda: model({**DENSE, "bi\nas": 1}), "bi"),

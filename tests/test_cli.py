@@ -72,7 +72,10 @@ def test_run_on_every_backend(files):
         (["run", "x.npy", "x.npy", "-o", "y.npy"], "activations="),
         (["run", "model.npz", "x.npy", "-o", "y.npy", "--labels"], "holds no classes"),
         (["run", "model.npz", "x.npy", "-o", "y.npy", "--activations", "relu"], "leave activations= out"),
-        (["run", "model.npz", "x.npy", "-o", "y.npy", "--weights", "w.h5"], "needs no weights"),
+        (
+            ["run", "model.npz", "x.npy", "-o", "y.npy", "--weights", "w.h5"],
+            "weights is nothing that a file of NumPy npz needs",
+        ),
         (["convert", "model.npz", "model.npz", "--force"], "is read from"),
         (["convert", "model.npz", "x.npy"], "no format .npy here: use .npz, .safetensors, .onnx"),
         (["convert", "model.npz", "x.npz"], "--force"),

@@ -90,7 +90,7 @@ SEEDS = {
     ".keras": keras_file(".keras"), ".h5": keras_file(".h5"), ".json": lwtnn, ".pt": torch, ".skops": skops,
 }  # fmt: skip
 GIVEN = {".npy": {"activations": "relu"}, ".pt": {"activations": "relu"}}
-SAME = {".hdf5": ".h5", ".pth": ".pt"}
+SAME = {".hdf5": ".h5", ".pth": ".pt", ".ckpt": ".pt", ".bin": ".pt"}
 
 edit = st.tuples(
     st.sampled_from(["cut", "insert", "overwrite", "double"]),

@@ -109,6 +109,27 @@ def test_csv_with_names(tmp_path):
     assert np.array_equal(read_array(path)[0], [[1, 2], [3, 4]])
     path.write_text("1,2\n")
     assert read_array(path)[0].shape == (1, 2)
+    for first in ("NA,NA", "nan,null", "1;2", ","):  # a row that cannot be read is no line of names
+        path.write_text(f"{first}\n1,2\n")
+        with pytest.raises(DataFileError):
+            read_array(path)
+
+
+def test_what_is_no_model_file(tmp_path):
+    for name, content, match in (
+        ("a.npz", b"", "a.npz: the file is empty"),
+        ("a.pkl", b"x", r"a.pkl: a pickle runs code.*skops.io.dump"),
+        ("a.txt", b"x", r"no model format .txt: use .npz, .npy, .safetensors"),
+        ("a.json", b"{}", "neither a network of lwtnn .* nor one of Keras"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelFileError, match=match):
+            nnfwd.load(tmp_path / name)
+    with pytest.raises(ModelFileError, match="is a folder: name the model's file in it"):
+        nnfwd.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ModelFileError, match="not a regular file"):
+        nnfwd.load(tmp_path / "pipe.npz")
 
 
 @pytest.mark.parametrize(

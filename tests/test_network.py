@@ -398,6 +398,9 @@ def test_members_of_other_scalings_or_classes_do_not_fit():
         Network.stack(named)
     with pytest.raises(ShapeError, match="at least one"):
         Network.stack([])
+    for wrong, match in ((named[0], "a list of networks, not a Network"), (["a.npz"], "network 0 is a str")):
+        with pytest.raises(ArrayError, match=match):
+            Network.stack(wrong)
 
 
 def test_classes_and_input_shape_stay():

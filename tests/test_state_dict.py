@@ -27,7 +27,11 @@ def numbered(widths, name="{}"):
     return dict(sorted(found.items()))
 
 
-@pytest.mark.parametrize("name", ["{}", "net.{}", "layers.{}.linear", "fc{}"])
+def squares(*names):
+    return {f"{name}.weight": array(4, 4) for name in names}
+
+
+@pytest.mark.parametrize("name", ["{}", "net.{}", "layers.{}.linear", "a.b1.{}"])
 def test_layers_are_taken_by_their_numbers(name):
     given = numbered([2, 3, 4, 5, 6, 7, 8], name)
     assert next(iter(given)).startswith(name.format(0))
@@ -36,6 +40,25 @@ def test_layers_are_taken_by_their_numbers(name):
     assert [layer.out_features for layer in net] == [3, 4, 5, 6, 7, 8]
     for i, layer in enumerate(net):
         assert layer == Dense(given[name.format(2 * i) + ".weight"], given[name.format(2 * i) + ".bias"], "tanh")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_names_that_count(first):
+    names = [f"fc{i}" for i in range(first, first + 12)]
+    given = squares(*reversed(names))
+    net = from_state_dict(given, activations="tanh")
+    assert [layer.weight.tolist() for layer in net] == [given[f"{name}.weight"].tolist() for name in names]
+
+
+def test_a_checkpoint():
+    inside = numbered([2, 3, 1])
+    expected = from_state_dict(inside, activations="tanh")
+    assert from_state_dict({"epoch": 3, "optimizer": [], "model": inside}, activations="tanh") == expected
+    several = {"epoch": 3, "model": inside, "ema": numbered([2, 3, 1]), "hyper": {"lr": 0.1}}
+    assert from_state_dict(several, activations="tanh", prefix="model") == expected
+    for wrong in ("net.pt", [array(2, 2)], None):
+        with pytest.raises(ModelFileError, match="a state dict is a dict of arrays, not a"):
+            from_state_dict(wrong, activations="tanh")
 
 
 def test_a_head_of_another_name_and_nested_prefixes():
@@ -64,6 +87,9 @@ def test_batch_normalisation_and_the_activation_after_it():
     )  # fmt: skip
     with pytest.raises(ModelFileError, match=r"1 is a batch normalisation.*epsilon=, 1e-5"):
         from_state_dict(given, activations=["identity", "relu", "sigmoid"])
+    for epsilon in (-1, np.nan, np.inf, True, "1e-5", [1e-5]):
+        with pytest.raises(ModelFileError, match=r"epsilon is .*: it must be one number, positive or 0"):
+            from_state_dict(given, activations=["identity", "relu", "sigmoid"], epsilon=epsilon)
     with pytest.raises(ModelFileError, match="list with one for each"):
         from_state_dict(given, activations="relu", epsilon=1e-5)
     plain = {"0.running_mean": mean, "0.running_var": variance}
@@ -89,7 +115,16 @@ def test_slopes_of_a_prelu(slopes):
         ({"a.weight": array(3, 2), "b.weight": array(1, 3)}, {"activations": "relu"}, r"a, b do not say.*prefix=\["),
         (numbered([2, 3]), {"activations": "relu", "prefix": "net"}, r"no array's name starts with 'net.': there are 0"),
         ({}, {"activations": "relu"}, "no arrays"),
-        ({"0.weight": array(3, 2), "epoch": 3}, {"activations": "relu"}, "epoch is a int and no array.*prefix="),
+        ({"0.weight": array(3, 2), "0._packed": (1,)}, {"activations": "relu"}, "0._packed is no array but tuple"),
+        ({"m": {"0.weight": array(3, 2)}, "h": {"lr": 1}}, {"activations": "relu"}, "h.lr is no array but int.*'m'"),
+        (squares("fc1", "fc21", "fc22", "fc3"), {"activations": "relu"}, r"fc1, fc21, fc22, fc3 do not say.*prefix=\["),
+        (squares("fc256", "fc128"), {"activations": "relu"}, "do not say in which order"),
+        (squares("nets.0.0", "nets.0.2", "nets.1.0", "nets.1.2"), {"activations": "tanh"}, "do not say in which order"),
+        (squares("a.0", "b.0"), {"activations": "tanh"}, "do not say in which order"),
+        (squares("a", "b"), {"activations": "tanh", "prefix": ["a", "b", "a"]}, "a is chosen by two of the prefixes"),
+        (squares("a"), {"activations": "tanh", "epsilon": 1e-5}, "no batch normalisation: leave epsilon= out"),
+        (squares("a"), {"activations": "prelu"}, "a prelu's slopes are not in it"),
+        (squares("a", "b"), {"activations": ["prelu", "relu"], "prefix": ["a", "b"]}, "a prelu's slopes are not in it"),
         ({"0.weight": array(3, 2, 5, 5)}, {"activations": "relu"}, r"0 holds weight \(3, 2, 5, 5\): only linear layers"),
         ({"0.weight_ih_l0": array(3, 2)}, {"activations": "relu"}, "0 holds weight_ih_l0"),
         ({"0.weight": array(3), "0.bias": array(3)}, {"activations": "relu"}, r"0 holds weight \(3,\), bias"),
@@ -142,5 +177,5 @@ def test_what_a_file_states_is_not_asked_for(tmp_path):
     nnfwd.save(tutorial()[0], tmp_path / "a.npz")
     with pytest.raises(ModelFileError, match=r"a.npz: the file itself states its activations: leave activations= out"):
         nnfwd.load(tmp_path / "a.npz", activations="relu")
-    with pytest.raises(ModelFileError, match=r"a NumPy npz file needs no weights: leave it out"):
+    with pytest.raises(ModelFileError, match=r"weights is nothing that a file of NumPy npz needs: leave weights= out"):
         nnfwd.load(tmp_path / "a.npz", weights="b.h5")

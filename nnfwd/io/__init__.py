@@ -48,7 +48,7 @@ FORMATS = (
     Format("Keras", (".keras",), "keras"),
     Format("Keras HDF5", (".h5", ".hdf5"), "keras", "read_h5"),
     Format("JSON of Keras or lwtnn", (".json",), "lwtnn", takes=frozenset({"weights"})),
-    Format("PyTorch state dict", (".pt", ".pth"), "torch", takes=_STATE_DICT),
+    Format("PyTorch state dict", (".pt", ".pth", ".ckpt", ".bin"), "torch", takes=_STATE_DICT),
     Format("scikit-learn skops", (".skops",), "sklearn"),
     Format("NNet", (".nnet",), "nnet"),
 )
@@ -69,10 +69,11 @@ def load(
     """The network of a model file; its weights are NumPy arrays. The framework that wrote it is not needed.
 
     `.npz`, `.npy`, `.safetensors`, `.onnx` (the extra `onnx`), `.keras`, `.h5`, `.json` (Keras' with `weights=`, or
-    lwtnn's), `.pt` and `.pth` (a state dict), `.skops`, `.nnet`.
+    lwtnn's), `.pt`, `.pth`, `.ckpt` and `.bin` (PyTorch's state dicts and checkpoints), `.skops`, `.nnet`.
 
     Args:
-        activations: of a file that only holds arrays (a state dict): one for all layers, or a list with one for each.
+        activations: of a file that only holds arrays (a state dict): one for all layers, or a list with one for each;
+            see `from_state_dict`, for prefix and epsilon too.
         prefix: which layers of a state dict, in the order of the pass: the start of their names, or several.
         epsilon: of its batch normalisations, which a state dict does not hold either.
         weights: the `.h5` that belongs to a `.json` of Keras.
@@ -85,11 +86,13 @@ def load(
         BackendError: where an extra is missing.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder: name the model's file in it")
     known = find(path)
     asked = {"activations": activations, "prefix": prefix, "epsilon": epsilon, "weights": weights}
     for name, value in asked.items():
         if value is not None and name not in known.takes:
-            raise ModelFileError(f"{path}: a {known.name} file needs no {name}: leave it out")
+            raise ModelFileError(f"{path}: {name} is nothing that a file of {known.name} needs: leave {name}= out")
     given = Given(limits or Limits(), activations, prefix, epsilon, weights=None if weights is None else Path(weights))
     read = known.function(known.reader)
     with opened(path, given.limits) as file:
@@ -114,14 +117,19 @@ def save(network: "Network", path: str | os.PathLike[str], /) -> None:
 
 def facts(path: Path, /) -> dict[str, Any]:
     """What can be said of a model file without reading it: its `format`, `bytes` and `sha256`."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with opened(path, Limits()) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         return {"format": find(path).name, "bytes": file.tell(), "sha256": digest}
 
 
 def find(path: Path, /, *, writes: bool = False) -> Format:
     """The format of an extension, or `ModelFileError`."""
     extension = path.suffix.lower()
+    if extension in (".pkl", ".pickle", ".joblib"):
+        raise ModelFileError(
+            f"{path}: a pickle runs code when it is loaded, so it is not: write skops.io.dump for scikit-learn, "
+            "torch.save(model.state_dict()) for PyTorch, numpy.savez for arrays"
+        )
     for known in FORMATS:
         if extension in known.extensions and (known.writes or not writes):
             return known

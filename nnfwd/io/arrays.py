@@ -70,13 +70,17 @@ def _read_npz(path: Path) -> np.ndarray:
 def _read_csv(path: Path) -> np.ndarray:
     with open(path, encoding="utf-8-sig") as file:
         lines = [line for line in file if line.strip()]
-    names = bool(lines) and not any(map(_is_number, lines[0].split(",")))
+    names = bool(lines) and not any(map(_is_value, lines[0].split(",")))
     if len(lines) <= names:
         raise DataFileError(f"{path} holds no numbers")
     return np.loadtxt(lines[names:], delimiter=",", ndmin=2)
 
 
-def _is_number(text: str) -> bool:
+def _is_value(text: str) -> bool:
+    """Whether a cell of the first line is a value and no name: a number, or one that is missing."""
+    text = text.strip().strip('"')
+    if not any(map(str.isalpha, text)) or text.lower() in ("na", "n/a", "nan", "null", "none"):
+        return True
     try:
         float(text)
     except ValueError:

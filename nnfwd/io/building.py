@@ -1,5 +1,6 @@
 """How a reader puts a network together, layer by layer, in the order of the pass."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,23 @@ from nnfwd.errors import ModelFileError
 from nnfwd.io.reading import Limits
 from nnfwd.layers import Activation, Dense, Layer, Scale
 from nnfwd.network import Network
+
+
+def clip(lower: float, upper: float) -> Function:
+    """min(max(x, lower), upper) by the name it has where it has one, so that one model is one network in any format."""
+    named = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6", (-1.0, 1.0): "hard_tanh"}.get((lower, upper))
+    return activations.clip(lower=lower, upper=upper) if named is None else activations.named(named)
+
+
+def prelu(slopes: np.ndarray) -> Function:
+    """A prelu of these slopes, `(features,)`; a single one is a number."""
+    return activations.prelu(negative_slope=float(slopes.reshape(())) if slopes.size == 1 else slopes)
+
+
+def reciprocal(a: Any) -> Any:
+    """1 / a, of a's dtype; infinite where a is 0."""
+    with np.errstate(all="ignore"):
+        return 1 / a
 
 
 class Builder:
@@ -59,10 +77,16 @@ class Builder:
         """
         mean, variance = np.asarray(mean), np.asarray(variance)
         with np.errstate(all="ignore"):
-            scale = 1 / np.sqrt(variance.astype("float64") + epsilon)
+            wide = reciprocal(np.sqrt(variance.astype("float64") + epsilon))
             if gamma is not None:
-                scale = scale * np.asarray(gamma, dtype="float64")
-            self.scale(scale.astype(variance.dtype), center=mean, shift=0.0 if beta is None else beta)
+                wide = wide * np.asarray(gamma, dtype="float64")
+            scale = wide.astype(variance.dtype)
+        if np.any(np.isinf(scale) & np.isfinite(wide)):
+            raise ModelFileError(
+                f"layer {len(self.layers)}: a batch normalisation multiplies by {np.max(np.abs(wide)):.3g}, "
+                f"more than {variance.dtype} holds"
+            )
+        self.scale(scale, center=mean, shift=0.0 if beta is None else beta)
 
     def network(self) -> Network:
         """The network; a file without a single layer is an identity, which needs one."""

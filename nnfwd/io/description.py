@@ -115,10 +115,14 @@ def _layer(entry: Any, i: int, fetch: Callable[[str], np.ndarray]) -> Layer:
     def values(given: dict[str, Any], key: str) -> dict[str, Any]:
         return {name: _value(value, f"{key}.{name}", fetch) for name, value in given.items()}
 
-    function = activations.named(name)(**values(settings, f"{key}.activation"))
-    unknown = entry.keys() - set(_TYPES[kind].fields)
-    if unknown:
+    function = activations.named(name)
+    if missing := function.parameters.keys() - settings.keys():
+        raise ModelFileError(f"layer {i}: {name} without its {min(missing)}")
+    function = function(**values(settings, f"{key}.activation"))
+    if unknown := entry.keys() - set(_TYPES[kind].fields):
         raise ModelFileError(f"layer {i}: unknown field {min(unknown)}")
+    if missing := set(_TYPES[kind].fields) - {"bias"} - entry.keys():
+        raise ModelFileError(f"layer {i}: a {kind} without its {min(missing)}")
     if kind != "scale":
         return _TYPES[kind](**values(entry, key), activation=function)
     if function.name != "identity":

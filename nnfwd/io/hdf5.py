@@ -2,7 +2,7 @@
 
 Groups with hard links, attributes of numbers and strings, and datasets of numbers: contiguous, compact or in chunks
 (plain, gzip, shuffle). What else the format has (soft and external links, data in other files, virtual datasets,
-shared messages, other datatypes, filters and indexes) is refused by name, wherever in the file it stands.
+shared messages, dense storage, other datatypes, filters and indexes) is refused by name, wherever it stands.
 
 The sections cited are those of the HDF5 File Format Specification, version 4.0,
 https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t4.html. From the outside in: a superblock holds the
@@ -15,7 +15,6 @@ A hostile file can point anywhere, so nothing is read twice without end: all met
 all datasets together fit into the file, and an object has one name only.
 """
 
-import bisect
 import enum
 import math
 import zlib
@@ -350,7 +349,7 @@ def _messages(source: _Source, address: int, what: str) -> _Messages:
     return found
 
 
-# Groups: a symbol table in old files, link messages in new ones, in a heap where there are many
+# Groups: a symbol table in old files, link messages in new ones
 
 
 def _links(source: _Source, messages: _Messages) -> Iterator[tuple[str, int | None]]:
@@ -365,12 +364,16 @@ def _links(source: _Source, messages: _Messages) -> Iterator[tuple[str, int | No
     info = messages.one(_Kind.LINK_INFO)  # IV.A.2.c
     info.version(0)
     info.take(8 if info.uint(1) & 1 else 0)
-    heap, tree = info.address(), info.address()
-    if heap is not None:
-        objects = _FractalHeap(source, heap, what)
-        for record in _records(source, tree, 5, what):
-            record.take(4)  # the hash of the name
-            yield _link(objects.get(record), messages.what)
+    _check_compact(info, what)
+
+
+def _check_compact(info: _Cursor, what: str) -> None:
+    """Raises `ModelFileError` where links or attributes are not in messages but in a heap, as new files have many."""
+    if info.address() is not None:
+        raise ModelFileError(
+            f"{what} is in dense storage, which is not read: write the file with libver='earliest', "
+            "and without track_order"
+        )
 
 
 def _symbols(source: _Source, tree: int | None, heap: int | None, what: str) -> Iterator[tuple[str, int | None]]:
@@ -434,171 +437,22 @@ def _tree(
             yield key, child
 
 
-def _records(source: _Source, address: int | None, kind: int, what: str) -> Iterator[_Cursor]:
-    """The records of a version 2 B-tree (III.A.2)."""
-    head = source.checked(address, 38, what, b"BTHD")
-    head.version(0)
-    found, node_size, record_size, depth = head.uint(1), head.uint(4), head.uint(2), head.uint(2)
-    head.take(2)
-    root, root_count = head.address(), head.uint(2)
-    # How wide a child's two counts are follows from how many records fit into a node and below it.
-    most = total = (node_size - 10) // max(record_size, 1)
-    count_width, total_widths = _width(most), [0]
-    for level in range(min(depth, source.limits.depth)):
-        pointer = 8 + count_width + total_widths[level]
-        most = (node_size - 10 - pointer) // (record_size + pointer)
-        total = (most + 1) * total + most
-        total_widths.append(_width(total))
-    if found != kind or record_size == 0 or most < 1 or depth > source.limits.depth:
-        raise ModelFileError(f"{what} is damaged: a B-tree of type {found} and depth {depth}")
-
-    def node(address: int | None, count: int, level: int) -> Iterator[_Cursor]:
-        pointer = 8 + count_width + total_widths[level - 1] if level else 0
-        size = 10 + count * record_size + (count + 1) * pointer
-        block = source.checked(address, size, what, b"BTIN" if level else b"BTLF")
-        block.version(0)
-        block.take(1)
-        for _ in range(count):
-            yield block.cut(record_size)
-        for _ in range(count + 1 if level else 0):
-            child, child_count = block.address(), block.uint(count_width)
-            block.take(total_widths[level - 1])
-            yield from node(child, child_count, level - 1)
-
-    if root is not None:
-        yield from node(root, root_count, depth)
-
-
-def _width(value: int) -> int:
-    """How many bytes hold a number up to `value`."""
-    return (max(value, 1).bit_length() + 7) // 8
-
-
-# III.G. The fractal heap
-
-
-class _FractalHeap:
-    """Links or attributes of an object with many: blocks in rows of equal width, that double in size row by row."""
-
-    def __init__(self, source: _Source, address: int | None, what: str) -> None:
-        self._source, self._what, self._header = source, what, address
-        head = source.checked(address, 146, what, b"FRHP")
-        head.version(0)
-        self._id_size, filtered, flags, most = head.uint(2), head.uint(2), head.uint(1), head.uint(4)
-        if filtered:
-            raise ModelFileError(f"{what} is compressed, which is not read")
-        self._has_checksums = bool(flags & 2)
-        head.take(8)
-        self._huge_tree = head.address()
-        head.take(80)
-        self._width, self._start, largest, bits = head.uint(2), head.uint(8), head.uint(8), head.uint(2)
-        head.take(2)
-        root, rows = head.address(), head.uint(2)
-        sizes = (self._width, self._start, largest)
-        if any(size & (size - 1) or not size for size in sizes) or largest < self._start or bits > 64:
-            raise ModelFileError(f"{what} is damaged: a heap with blocks of {self._start} to {largest} bytes")
-        self._offset_width, self._length_width = (bits + 7) // 8, _width(min(largest, most))
-        self._direct_rows = (largest // self._start).bit_length() + 1
-        self._blocks: list[tuple[int, bytes]] = []
-        if root is not None and rows == 0:
-            self._direct(root, self._start, 0)
-        elif root is not None:
-            self._indirect(root, rows, 0, 0)
-        self._huge: dict[int, tuple[int | None, int]] | None = None
-
-    def get(self, record: _Cursor) -> _Cursor:
-        """The object whose heap ID comes next in a record of a B-tree."""
-        name = record.cut(self._id_size)
-        kind = name.uint(1)
-        if kind == 0x00:  # managed: in a block of the heap
-            offset, length = name.uint(self._offset_width), name.uint(self._length_width)
-            i = bisect.bisect_right(self._blocks, offset, key=lambda block: block[0]) - 1
-            start, data = self._blocks[i] if i >= 0 else (0, b"")
-            self._source.spend(length)
-            block = _Cursor(data, self._what)
-            block.take(offset - start)
-            return block.cut(length)
-        if kind == 0x10:  # huge: on its own
-            place, size = self._find_huge(name.uint(min(name.left, 8)))
-            return self._source.block(place, size, self._what)
-        if kind & 0xF0 == 0x20:  # tiny: in the ID itself
-            return name.cut((kind & 0x0F) + 1)
-        raise ModelFileError(f"{self._what} is damaged: a heap object of type {kind}")
-
-    def _find_huge(self, number: int) -> tuple[int | None, int]:
-        if self._huge is None:
-            self._huge = {}
-            for record in _records(self._source, self._huge_tree, 1, self._what):
-                place, size, key = record.address(), record.uint(8), record.uint(8)
-                self._huge[key] = place, size
-        if number not in self._huge:
-            raise ModelFileError(f"{self._what} is damaged: no heap object {number}")
-        return self._huge[number]
-
-    def _direct(self, address: int, size: int, offset: int) -> None:
-        before = 13 + self._offset_width
-        block = self._source.block(address, size, self._what)
-        data = block.take(size)
-        self._owned(_Cursor(data, self._what), b"FHDB", offset)
-        if self._has_checksums:
-            checksum = data[before : before + 4]
-            if _lookup3(data[:before] + bytes(4) + data[before + 4 :]) != int.from_bytes(checksum, "little"):
-                raise ModelFileError(f"{self._what} at byte {address} is damaged: its checksum differs")
-        self._blocks.append((offset, data))
-
-    def _indirect(self, address: int, rows: int, offset: int, depth: int) -> None:
-        size = 17 + self._offset_width + 8 * self._width * rows
-        block = self._source.checked(address, size, self._what)
-        self._owned(block, b"FHIB", offset)
-        if depth > self._source.limits.depth or rows > 64:
-            raise ModelFileError(f"{self._what} is damaged: a heap of {rows} rows")
-        for row in range(rows):
-            size = self._start << max(row - 1, 0)
-            for _ in range(self._width):
-                child = block.address()
-                if child is not None and row < self._direct_rows:
-                    self._direct(child, size, offset)
-                elif child is not None:
-                    self._indirect(child, (size // (self._start * self._width)).bit_length(), offset, depth + 1)
-                offset += size
-
-    def _owned(self, block: _Cursor, signature: bytes, offset: int) -> None:
-        """Takes what is before the contents of a block: it must be of this heap, at this offset."""
-        found = block.take(4)
-        block.version(0)
-        if found != signature or block.address() != self._header or block.uint(self._offset_width) != offset:
-            raise ModelFileError(f"{self._what} is damaged: a block is not of this heap")
-
-
 # IV.A.2.m Attributes
 
 
 def _attributes(source: _Source, messages: _Messages) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for message in _attribute_messages(source, messages):
+    if _Kind.ATTRIBUTE_INFO in messages:
+        info = messages.one(_Kind.ATTRIBUTE_INFO)  # IV.A.2.v
+        info.version(0)
+        info.take(2 if info.uint(1) & 1 else 0)
+        _check_compact(info, f"the list of attributes of {messages.what}")
+    for message in messages.all(_Kind.ATTRIBUTE):
         name, value = _attribute(source, message, messages.what)
         if name in found:
             raise ModelFileError(f"{messages.what} has the attribute {name[:80]} twice")
         found[name] = value
     return found
-
-
-def _attribute_messages(source: _Source, messages: _Messages) -> Iterator[_Cursor]:
-    yield from messages.all(_Kind.ATTRIBUTE)
-    if _Kind.ATTRIBUTE_INFO not in messages:
-        return
-    info = messages.one(_Kind.ATTRIBUTE_INFO)  # IV.A.2.v
-    info.version(0)
-    info.take(2 if info.uint(1) & 1 else 0)
-    heap, tree = info.address(), info.address()
-    if heap is not None:
-        what = f"the attributes of {messages.what}"
-        objects = _FractalHeap(source, heap, what)
-        for record in _records(source, tree, 8, what):
-            message = objects.get(record)
-            if record.uint(1) & 2:
-                raise ModelFileError(f"{what}: one is shared with other objects, which is not read")
-            yield message
 
 
 def _attribute(source: _Source, message: _Cursor, owner: str) -> tuple[str, Any]:

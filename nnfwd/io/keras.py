@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -24,10 +25,10 @@ import numpy as np
 from nnfwd import activations
 from nnfwd.activations import Function
 from nnfwd.errors import ModelFileError, NnfwdError
-from nnfwd.io import hdf5
+from nnfwd.io import building, hdf5
 from nnfwd.io.building import Builder
-from nnfwd.io.reading import FLOATS, Archive, Given, Limits, Tensor, opened, parse_json
-from nnfwd.layers import Dense
+from nnfwd.io.reading import Archive, Given, Limits, Tensor, opened, parse_json
+from nnfwd.layers import Dense, Parameters
 from nnfwd.network import Network
 
 
@@ -48,7 +49,10 @@ def read_h5(file: IO[bytes], given: Given) -> Network:
     root = hdf5.read(file, given.limits)
     text = root.attributes.get("model_config")
     if not isinstance(text, str):
-        raise ModelFileError('it holds weights only: write load("model.json", weights="...h5")')
+        raise ModelFileError(
+            'it holds weights only: write load("model.json", weights="...h5"), the JSON from model.to_json(); '
+            f"if the model is of a class of one's own, {_OWN_CLASS}"
+        )
     model = _document(parse_json(text.encode(), given.limits))
     weights = _group(root, "model_weights")
     _place_by_name(model, weights)
@@ -67,11 +71,16 @@ def from_document(document: dict[str, Any], given: Given) -> Network:
         root = hdf5.read(file, given.limits)
         if "model_weights" in root:
             root = _group(root, "model_weights")
-        if "layer_names" in root.attributes or "layer_names0" in root.attributes:
-            _place_by_name(model, root)
-        else:
-            _place_by_class(model, root)
-        return _network(model, _version(stated), given.limits)
+        try:
+            if "layer_names" in root.attributes or "layer_names0" in root.attributes:
+                _place_by_name(model, root)
+            else:
+                _place_by_class(model, root)
+            return _network(model, _version(stated), given.limits)
+        except NnfwdError as error:
+            wrong = error
+    # Either file may be the wrong one: `opened` would name the weights alone.
+    raise ModelFileError(f"with the weights of {given.weights}: {wrong}") from wrong
 
 
 def from_keras(model: Any, /) -> Network:
@@ -84,8 +93,12 @@ def from_keras(model: Any, /) -> Network:
             be represented, by name.
     """
     kind = type(model)
+    if isinstance(model, str | os.PathLike):
+        raise ModelFileError(f"from_keras takes a live model: write nnfwd.load({str(model)[:80]!r})")
     if kind.__name__ not in _MODELS or not _is_keras(kind.__module__):
-        raise ModelFileError(f"a {kind.__module__}.{kind.__name__} is no Sequential or functional Model of Keras")
+        raise ModelFileError(
+            f"a {kind.__module__}.{kind.__name__} is no Sequential or functional Model of Keras: {_OWN_CLASS}"
+        )
     try:
         text = json.dumps({"class_name": kind.__name__, "config": model.get_config()}, default=lambda a: a.tolist())
     except Exception as error:  # whatever the configuration of a layer of one's own raises
@@ -95,6 +108,13 @@ def from_keras(model: Any, /) -> Network:
     _place_live(described, model)
     version = sys.modules[kind.__module__.split(".")[0]].__version__
     return _network(described, _version(version), limits)
+
+
+_OWN_CLASS = (
+    "put its layers into a keras.Sequential or a functional keras.Model (they keep their weights), or take its arrays: "
+    "nnfwd.from_state_dict or Network.from_arrays, which need each kernel transposed"
+)
+_UNBUILT = "a model that is not built has none: call it once on an input, or model.build(shape), before it is saved or read"
 
 
 # The document
@@ -366,11 +386,11 @@ def _shape(value: Any) -> tuple[int | None, ...]:
 
 
 def _version(stated: Any) -> tuple[int, int]:
-    """Major and minor version of the Keras that wrote a file; where none is stated, it is 1, as Keras takes it."""
+    """Major and minor version of the Keras that wrote a file; where none is stated, (0, 0), and it is read as Keras 1."""
     found = re.match(r"(\d{1,3})\.(\d{1,3})", stated) if isinstance(stated, str) else None
     if stated is not None and (found is None or not 1 <= int(found[1]) <= 3):
         raise ModelFileError(f"written by Keras {str(stated)[:40]}: versions 1 to 3 are read")
-    return (int(found[1]), int(found[2])) if found else (1, 0)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 # The weights
@@ -400,7 +420,7 @@ def _place_by_class(model: _Layer, group: hdf5.Group) -> None:
     container = next((name for name in ("layers", "_layer_checkpoint_dependencies") if name in group), None)
     if container is None:
         if model.has_variables:
-            raise ModelFileError(f"no weights of the layers of {model.name}")
+            raise ModelFileError(f"no weights of the layers of {model.name}: {_UNBUILT}")
         return
     inside = _group(group, container)
     expected: dict[str, _Layer] = {}
@@ -432,7 +452,8 @@ def _place_variables(layer: _Layer, group: hdf5.Group) -> None:
 def _check_count(layer: _Layer, count: int) -> None:
     if count != len(layer.variables):
         needed = ", ".join(layer.variables) or "none"
-        raise ModelFileError(f"layer {layer.name} ({layer.kind}) has {count} variables here, it needs {needed}")
+        advice = "" if count else f": {_UNBUILT}"
+        raise ModelFileError(f"layer {layer.name} ({layer.kind}) has {count} variables here, it needs {needed}{advice}")
 
 
 def _snake(name: str) -> str:
@@ -450,7 +471,10 @@ def _place_by_name(model: _Layer, group: hdf5.Group) -> None:
     stored = [(name, weights) for name, weights in stored if weights]
     layers = [layer for layer in model.layers if layer.has_variables]
     if len(stored) != len(layers):
-        raise ModelFileError(f"the file has weights of {len(stored)} layers, the model has {len(layers)} with weights")
+        advice = "" if stored else f": {_UNBUILT}"
+        raise ModelFileError(
+            f"the file has weights of {len(stored)} layers, the model has {len(layers)} with weights{advice}"
+        )
     if "top_level_model_weights" in group and _strings(_group(group, "top_level_model_weights"), "weight_names"):
         raise ModelFileError("top_level_model_weights belong to no layer")
     for layer, (name, weights) in zip(layers, stored, strict=True):
@@ -618,12 +642,10 @@ class _Pass:
 
     def _array(self, name: str, tensor: Tensor, *shape: int | None) -> np.ndarray:
         """A variable, its dtype and shape compared before it is read; None in the shape is any length."""
-        if tensor.dtype not in FLOATS:
-            raise ModelFileError(f"{name} is {tensor.dtype}: it must be {', '.join(FLOATS)}")
         if len(tensor.shape) != len(shape) or any(n not in (m, None) for m, n in zip(tensor.shape, shape, strict=True)):
             needed = ", ".join("any" if n is None else str(n) for n in shape)
             raise ModelFileError(f"{name} has shape {tensor.shape}, it must be ({needed})")
-        return tensor.read()
+        return tensor.weights(name)
 
     def _function(self, value: Any) -> Function:
         """An activation, given by name or as a serialised function or layer."""
@@ -632,6 +654,8 @@ class _Pass:
             if value.get("module") != "keras.activations" or value.get("registered_name") not in (None, name):
                 raise ModelFileError(f"the activation {str(name)[:40]} is a function of somebody's own")
             value = name
+        if isinstance(value, dict) and value.get("class_name", "__lambda__") == "__lambda__":  # which 3.15 leaves out
+            raise ModelFileError("its activation is a lambda: it cannot be represented, give it one of Keras' own by name")
         if isinstance(value, dict):
             kind, config = _class_of(value)
             if kind not in self._FUNCTIONS or not isinstance(config, dict):
@@ -660,9 +684,7 @@ class _Pass:
             return activations.leaky_relu(negative_slope=slope)
         if threshold:
             return activations.thresholded_relu(alpha=threshold)
-        if largest is None:
-            return activations.relu
-        return activations.relu6 if largest == 6 else activations.clip(lower=0.0, upper=largest)
+        return building.clip(0.0, math.inf if largest is None else largest)
 
     def _leaky_relu(self, config: dict[str, Any]) -> Function:
         return activations.leaky_relu(negative_slope=_number(config, "negative_slope", "alpha", default=0.3))
@@ -707,13 +729,18 @@ class _Pass:
             raise ModelFileError("the file does not state the shape of x, which a PReLU needs")
         shape = [1 if i in shared else n for i, n in enumerate(self.shape, 1)]
         slope = self._along_last("alpha", self._array("alpha", given["alpha"], *shape))
-        self.builder.activation(activations.prelu(negative_slope=slope))
+        self.builder.activation(building.prelu(np.asarray(slope)))
 
     def _batch_normalisation(self, layer: _Layer) -> None:
         config, given = layer.config, layer.given
         self._check_axis(config)
         if config.get("mode", 0) != 0:
             raise ModelFileError(f"mode {str(config['mode'])[:40]} cannot be represented")
+        if self._version == (0, 0):
+            raise ModelFileError(
+                "the file does not state keras_version, without which the meaning of its variance (before Keras 1.2 "
+                "running_std) is not known: load and save the model with the Keras that wrote it"
+            )
         if self._version < (1, 2):
             # Its running_std was a standard deviation in 1.0, and a variance in 1.2, as in everything since.
             raise ModelFileError("before Keras 1.2 its running_std has two meanings: load and save it with Keras 2")
@@ -740,7 +767,7 @@ class _Pass:
             mean, variance = (self._values(config, name) for name in ("mean", "variance"))
         with np.errstate(all="ignore"):
             deviation = np.maximum(np.sqrt(variance.astype("float64")), 1e-7)
-            factor = (deviation if _flag(config, "invert", default=False) else 1 / deviation).astype(variance.dtype)
+            factor = (deviation if _flag(config, "invert", default=False) else building.reciprocal(deviation)).astype(variance.dtype)
         scale, offset = self._along_last("variance", factor), self._along_last("mean", mean)
         if config.get("invert"):
             self.builder.scale(scale, shift=offset)
@@ -778,11 +805,22 @@ class _Pass:
             return
         if layer.config.get("data_format") == "channels_first":
             raise ModelFileError("channels_first reorders x: it cannot be represented")
-        # What treats every element alike may stand before it.
-        if any(x.in_features is not None or x.activation.name.endswith("softmax") for x in self.builder.layers):
-            raise ModelFileError(f"x {('batch', *self.shape)} can only be flattened before the first layer")
-        self.builder.input_shape = tuple(n for n in self.shape if n is not None)
-        self.shape = (math.prod(self.builder.input_shape),)
+        # What treats every element alike, or every channel, may stand before it.
+        if any(isinstance(x, Dense) or x.activation.name.endswith("softmax") for x in self.builder.layers):
+            raise ModelFileError(
+                f"x {('batch', *self.shape)} can only be flattened before the first Dense or Softmax: put Flatten first"
+            )
+        shape = tuple(n for n in self.shape if n is not None)
+        self._repeat(math.prod(shape[:-1]))
+        self.builder.input_shape = shape
+        self.shape = (math.prod(shape),)
+
+    def _repeat(self, times: int) -> None:
+        """Repeats the arrays of each channel for every place, channels being the last axis."""
+        arrays = [a for x in self.builder.layers for a in (*_own(x.parameters), *x.activation.arrays.values())]
+        size = times * sum(a.nbytes for a in arrays)
+        if size > _REPEATED:
+            raise ModelFileError(f"what stands before takes {size} bytes for x {self.shape}: put Flatten first")
 
     def _reshape(self, layer: _Layer) -> None:
         target = _stated(layer.config, "target_shape")

@@ -35,7 +35,7 @@ _ACTIVATIONS: dict[str, str | Function] = {
 def read(file: IO[bytes], given: Given) -> Network:
     """The network of a `.json` file of lwtnn, or of Keras with `given.weights`.
 
-    The names of several outputs become the network's classes; the name of a single one is left out.
+    The names of the outputs become the network's classes where its last activation is softmax; else they are left out.
     """
     document = parse_json(file.read(given.limits.metadata + 1), given.limits)
     if not isinstance(document, dict):
@@ -49,6 +49,8 @@ def read(file: IO[bytes], given: Given) -> Network:
 
 
 def _network(document: dict[str, Any], builder: Builder) -> Network:
+    if not {"inputs", "layers"} & document.keys():
+        raise ModelFileError("neither a network of lwtnn (inputs, layers) nor one of Keras (class_name, config)")
     for key in ("nodes", "input_sequences"):
         if key in document:
             raise ModelFileError(f"it has {key}: a graph of lwtnn, of which only the sequential networks are read")
@@ -71,9 +73,10 @@ def _network(document: dict[str, Any], builder: Builder) -> Network:
     outputs = _list(document["outputs"], "outputs")
     if len(outputs) != width or not all(isinstance(name, str) for name in outputs):
         raise ModelFileError(f"{len(outputs)} outputs do not name the {width} of the last layer")
-    if width > 1:
-        builder.classes = outputs
-    return builder.network()
+    network = builder.network()
+    if network[-1].activation.name != "softmax" or width == 1:
+        return network
+    return Network(network, classes=outputs)
 
 
 def _add(layer: Any, width: int, builder: Builder) -> int:

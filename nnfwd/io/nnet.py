@@ -15,7 +15,7 @@ import numpy as np
 from nnfwd import activations
 from nnfwd.errors import ModelFileError
 from nnfwd.io.building import Builder
-from nnfwd.io.reading import Given, Limits, check_tensor
+from nnfwd.io.reading import Given, Limits, check_tensor, file_size
 from nnfwd.network import Network
 
 # Also nan and infinity, which C's strtod reads; not the underscores and foreign digits that Python's float would.
@@ -31,6 +31,7 @@ def read(file: IO[bytes], given: Given) -> Network:
     are kept as they are, except a range. The flag, which early readers took for a symmetry of the inputs and today's
     ignore, must be 0.
     """
+    size = file_size(file)
     lines = _Lines(file, given.limits)
     counts = _whole(lines.first())
     if len(counts) != 4:
@@ -45,6 +46,9 @@ def read(file: IO[bytes], given: Given) -> Network:
         )
     for i, shape in enumerate(pairwise(sizes)):
         check_tensor(f"the weight of layer {i}", shape, "float64", given.limits)
+    count = sum((width + 1) * rows for width, rows in pairwise(sizes))
+    if 2 * count > size + 1:  # a digit and what separates it from the next
+        raise ModelFileError(f"{lines.place}: such layers have {count} weights and biases: {size} bytes cannot hold them")
     if lines.next(1, "flag")[0] != 0:
         raise ModelFileError(f"{lines.place}: the flag for symmetric inputs is set, which is read only where it is 0")
 
@@ -57,9 +61,12 @@ def read(file: IO[bytes], given: Given) -> Network:
     builder.activation(activations.clip(lower=minima, upper=maxima))
     builder.scale(1 / ranges[:n], center=means[:n])
     for i, (width, rows) in enumerate(pairwise(sizes)):
-        weight = np.array([lines.next(width, f"weights of layer {i}") for _ in range(rows)])
-        bias = np.concatenate([lines.next(1, f"bias of layer {i}") for _ in range(rows)])
-        builder.dense(weight, bias)
+        weight, bias = np.empty((rows, width)), np.empty((rows, 1))
+        for row in weight:
+            row[:] = lines.next(width, f"weights of layer {i}")
+        for row in bias:
+            row[:] = lines.next(1, f"bias of layer {i}")
+        builder.dense(weight, bias[:, 0])
         builder.activation("relu" if i < counts[0] - 1 else "identity")
     builder.scale(float(ranges[n]), shift=float(means[n]))
     lines.end()

@@ -2,18 +2,31 @@
 
 A pickle is a program for a stack machine, https://github.com/python/cpython/blob/3.11/Lib/pickletools.py. Its power to
 do harm is in the names it looks up and calls. Here a name is only looked up in a table of ours, what is called stands
-in that table too, and what comes out is inert: None, bool, int, float, str, tuple, list, dict and the table's records.
+in that table too, and what comes out is inert: None, bool, int, float, str, bytes, tuple, list, dict, the table's
+records, and for an object of any other name an `UnknownObject`, whatever was to be done to it.
 """
 
 import pickle  # for the names of its opcodes only
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nnfwd.errors import ModelFileError
 
 _NAME = 256  # bytes of a module's or a function's name
 _TEXT = 2**20  # bytes of a string, which may take four times as many in memory
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownObject:
+    """A class, a function or what they would have made, by name only: nothing was looked up, nothing called."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return ascii(f"{self.module}.{self.name}")[1:-1]
 
 
 def inert(data: bytes, names: Mapping[str, Any], stored: Callable[[Any], Any], opcodes: int) -> Any:
@@ -23,12 +36,13 @@ def inert(data: bytes, names: Mapping[str, Any], stored: Callable[[Any], Any], o
 
     Args:
         data: the pickle, from its first byte to its last.
-        names: what `module name` stands for: a function to be called with what the pickle gives it, or a record.
+        names: what `module name` stands for: a function to be called with what the pickle gives it, or a record. Any
+            other name is an `UnknownObject`, and so is what the pickle makes of it.
         stored: what a persistent id stands for.
         opcodes: how many there may be, which also limits how many objects are made.
 
     Raises:
-        ModelFileError: for a name that is not in `names`, naming it; for an opcode that needs more than this.
+        ModelFileError: for an opcode that needs more than this, or that is given something else than it takes.
         Exception: for damaged bytes, what Python raises: LookupError, TypeError, ValueError, struct.error.
     """
     machine = _Machine(data, names, stored)
@@ -86,6 +100,12 @@ class _Machine:
                 stack.append(self._text(self._number("<B")))
             case pickle.BINUNICODE:
                 stack.append(self._text(self._number("<I")))
+            case pickle.SHORT_BINBYTES:
+                stack.append(self._take(self._number("<B")))
+            case pickle.BINBYTES:
+                stack.append(self._take(self._number("<I")))
+            case pickle.BYTEARRAY8:
+                stack.append(self._take(self._number("<Q")))
 
             case pickle.MARK:
                 self._below.append(stack)
@@ -105,10 +125,10 @@ class _Machine:
                 stack.append([])
             case pickle.APPEND:
                 item = stack.pop()
-                _a(list, stack[-1]).append(item)
+                _extend(stack[-1], [item])
             case pickle.APPENDS:
                 items = self._since_mark()
-                _a(list, self._stack[-1]).extend(items)
+                _extend(self._stack[-1], items)
             case pickle.EMPTY_DICT:
                 stack.append({})
             case pickle.SETITEM:
@@ -117,6 +137,14 @@ class _Machine:
             case pickle.SETITEMS:
                 items = self._since_mark()
                 _set(self._stack[-1], items)
+            case pickle.EMPTY_SET:
+                stack.append(UnknownObject("builtins", "set"))
+            case pickle.ADDITEMS:
+                self._since_mark()
+                _a(UnknownObject, self._stack[-1])
+            case pickle.FROZENSET:
+                self._since_mark()
+                self._stack.append(UnknownObject("builtins", "frozenset"))
 
             case pickle.BINPUT:
                 self._memo[self._number("<B")] = stack[-1]
@@ -137,13 +165,23 @@ class _Machine:
                 stack.append(self._named(module, name))
             case pickle.REDUCE:
                 arguments, function = stack.pop(), stack.pop()
-                if not callable(function):
+                if isinstance(function, UnknownObject):
+                    stack.append(function)
+                elif callable(function):
+                    stack.append(function(*_a(tuple, arguments)))
+                else:
                     raise ModelFileError(f"data.pkl calls a {type(function).__name__}")
-                stack.append(function(*_a(tuple, arguments)))
+            case pickle.NEWOBJ:
+                stack.pop()
+                _a(UnknownObject, stack[-1])
+            case pickle.NEWOBJ_EX:
+                del stack[-2:]
+                _a(UnknownObject, stack[-1])
             case pickle.BUILD:
-                # The attribute of a state dict in which PyTorch keeps the versions of its modules.
                 state = stack.pop()
-                if _a(dict, state).keys() != {"_metadata"} or not isinstance(stack[-1], dict):
+                # The attribute of a state dict in which PyTorch keeps the versions of its modules.
+                versions = isinstance(stack[-1], dict) and _a(dict, state).keys() == {"_metadata"}
+                if not versions and not isinstance(stack[-1], UnknownObject):
                     raise ModelFileError(f"data.pkl sets attributes of a {type(stack[-1]).__name__}")
             case pickle.BINPERSID:
                 stack.append(self._stored(stack.pop()))
@@ -189,13 +227,9 @@ class _Machine:
         return self._memo[index]
 
     def _named(self, module: Any, name: Any) -> Any:
-        known = f"{_a(str, module)} {_a(str, name)}"
-        if known not in self._names:
-            shown = ascii(f"{module[:_NAME]}.{name[:_NAME]}")[1:-1]
-            raise ModelFileError(
-                f"whole module or unknown object {shown}: save a state dict: torch.save(model.state_dict(), path)"
-            )
-        return self._names[known]
+        if len(_a(str, module)) > _NAME or len(_a(str, name)) > _NAME:
+            raise ModelFileError(f"data.pkl has a name of more than {_NAME} characters")
+        return self._names.get(f"{module} {name}") or UnknownObject(module, name)
 
 
 def _a(kind: type, value: Any) -> Any:
@@ -205,8 +239,16 @@ def _a(kind: type, value: Any) -> Any:
     return value
 
 
+def _extend(target: Any, items: list[Any]) -> None:
+    """Appends to a list."""
+    if not isinstance(target, UnknownObject):
+        _a(list, target).extend(items)
+
+
 def _set(target: Any, items: list[Any]) -> None:
     """Puts keys and values, one after the other, into a dict."""
+    if isinstance(target, UnknownObject):
+        return
     for key in items[::2]:
         # Numbers without end have hashes that are alike, and a dict of such keys takes for ever.
         if type(key) is not str and not (type(key) is int and abs(key) < 2**63):

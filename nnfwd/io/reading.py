@@ -4,13 +4,13 @@ A reader takes an open file and `Given`. It parses the metadata into a plan (`Te
 yet), checks the plan, and only then allocates. It raises `ModelFileError` without the file's name: `opened` adds it.
 """
 
-import ast
 import collections
 import contextlib
 import json
 import math
 import os
 import re
+import reprlib
 import stat
 import struct
 import zipfile
@@ -32,6 +32,7 @@ class Limits:
 
     file: int = 16 * 2**30
     metadata: int = 16 * 2**20
+    """Of JSON and the like, which takes up to fifteen times its size in memory."""
     depth: int = 32
     """How deep JSON, groups and other nested things may be."""
     tensors: int = 4096
@@ -103,6 +104,8 @@ def opened(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
             raise ModelFileError(
                 f"{path}: {state.st_size} bytes are more than {limits.file}: raise limits.file if you trust it"
             )
+        if not state.st_size:
+            raise ModelFileError(f"{path}: the file is empty")
         with _named(path):
             yield file
 
@@ -164,11 +167,12 @@ def parse_json(data: bytes, limits: Limits) -> Any:
         raise ModelFileError(f"{len(data)} bytes of JSON are more than limits.metadata, {limits.metadata}")
     text = str(data, "utf-8")
     depth = count = 0
-    for bracket in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text, re.DOTALL):
+    # Possessive, and the closing quote optional: a string without an end is passed over once.
+    for bracket in re.finditer(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', text, re.DOTALL):
         step = {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket[0], 0)
         depth += step
         count += step > 0
-        if depth > limits.depth:
+        if not 0 <= depth <= limits.depth:
             raise ModelFileError(f"JSON nested deeper than {limits.depth}")
         if count > _CONTAINERS:  # an empty one takes thirty times its two bytes in memory
             raise ModelFileError(f"more than {_CONTAINERS} objects and lists of JSON")
@@ -187,7 +191,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # the whole of nested, shared things may be endless
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -196,7 +200,9 @@ class Archive:
 
     def __init__(self, file: IO[bytes], limits: Limits) -> None:
         size = file_size(file)
-        self._zip = zipfile.ZipFile(file)
+        bounded = _Bounded(file, 2**20 + 1024 * limits.tensors)
+        self._zip = zipfile.ZipFile(bounded)
+        bounded.limit = size  # the directory is read
         infos = self._zip.infolist()
         self.limits = limits
         self.members = {info.filename: info for info in infos}
@@ -238,6 +244,22 @@ class Archive:
         return self.members[name]
 
 
+class _Bounded:
+    """A file of which no more than `limit` bytes are read at once."""
+
+    def __init__(self, file: IO[bytes], limit: int) -> None:
+        self._file = file
+        self.limit = limit
+
+    def read(self, size: int = -1, /) -> bytes:
+        if size > self.limit:
+            raise ModelFileError(f"a directory of {size} bytes is more than {self.limit}: raise limits.tensors")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def npy(open_stream: Callable[[], AbstractContextManager[IO[bytes]]], size: int, name: str, limits: Limits) -> Tensor:
     """The plan of an array in NumPy's `.npy` format: `size` bytes of a stream, of which only the header is read now."""
     try:
@@ -275,12 +297,15 @@ def npy_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], str, str,
     if length > 2**14:
         raise ModelFileError(f"{name} has a header of {length} bytes")
     text = read_exactly(stream, length, name).decode("latin1").strip()
-    header = None if "\\" in text else ast.literal_eval(text)  # an escape, which NumPy never writes, could warn
-    if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
+    # A dictionary in Python's spelling, its keys in any order; read as text, so that nothing is ever evaluated.
+    pairs = re.findall(r"'(descr|fortran_order|shape)': *('[^']*'|\[.*\]|True|False|\([-\d, ]*\))", text)
+    header = dict(pairs)
+    if len(pairs) != 3 or len(header) != 3 or not re.fullmatch(r"\{.*\}", text):
         raise ModelFileError(f"{name} has a damaged header")
-    shape, dtype = header["shape"], header["descr"]
-    if not isinstance(shape, tuple) or not isinstance(dtype, str) or not isinstance(header["fortran_order"], bool):
-        raise ModelFileError(f"{name} is an array of structures or objects: only numbers are read")
-    if not re.fullmatch(r"[<>|=][a-zA-Z]\d{1,8}|\|O", dtype) or dtype[1] == "a":
-        raise ModelFileError(f"{name} has dtype {dtype!r:.40}: it must be float16, float32 or float64")
-    return shape, dtype, "F" if header["fortran_order"] else "C", 8 + width + length
+    dtype, order, shape = header["descr"][1:-1], header["fortran_order"], header["shape"]
+    if not re.fullmatch(r"[<>|=][fiubU]\d{1,8}", dtype):
+        raise ModelFileError(f"{name} has dtype {dtype:.40}: it must be float16, float32 or float64")
+    if order not in ("True", "False") or not re.fullmatch(r"\((-?\d{1,19}(, ?-?\d{1,19})*,?)?\)", shape):
+        raise ModelFileError(f"{name} has a damaged header, or a shape that is none: {shape:.40}")
+    sizes = tuple(int(n) for n in re.findall(r"-?\d+", shape))
+    return sizes, dtype, "F" if order == "True" else "C", 8 + width + length

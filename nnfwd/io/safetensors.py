@@ -6,9 +6,12 @@
     the arrays, little-endian, C order; the offsets count from here
 
 Files of ours have the layers described under `nnfwd` in the metadata (see `description`). Others are state dicts.
+Weights that are tied, `safetensors.torch.save_model` writes once; the metadata have the other names, each with the name
+of the one that was written: https://github.com/huggingface/safetensors/blob/main/bindings/python/py_src/safetensors/torch.py
 """
 
 import json
+import math
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +20,7 @@ import numpy as np
 from nnfwd.errors import ModelFileError
 from nnfwd.io import description, state_dict
 from nnfwd.io.files import replacing
-from nnfwd.io.reading import Given, Limits, Tensor, array, check_tensor, file_size, parse_json, read_exactly
+from nnfwd.io.reading import Given, Limits, Tensor, array, check_tensor, file_size, itemsize, parse_json, read_exactly
 from nnfwd.network import Network
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
@@ -60,7 +63,7 @@ def read(file: IO[bytes], given: Given) -> Network:
         raise ModelFileError("__metadata__ must be an object of strings")
     tensors = _plan(file, header, 8 + length, size, given.limits)
     if "nnfwd" not in metadata:
-        return state_dict.network(tensors, given)
+        return state_dict.network(tensors | _tied(metadata, tensors, size, given.limits), given)
     given.refuse("activations", "prefix", "epsilon")
     return description.network(metadata["nnfwd"].encode(), tensors, given.limits)
 
@@ -93,6 +96,17 @@ def _plan(file: IO[bytes], header: dict[str, Any], start: int, size: int, limits
     if start + expected != size:
         raise ModelFileError(f"the arrays end at byte {start + expected}, the file at {size}")
     return tensors
+
+
+def _tied(metadata: dict[str, str], tensors: dict[str, Tensor], size: int, limits: Limits) -> dict[str, Tensor]:
+    """The tensors that go by a second name; a few bytes can claim many copies of a large one."""
+    found = {alias: tensors[name] for alias, name in metadata.items() if alias not in tensors and name in tensors}
+    total = sum(math.prod(tensor.shape) * itemsize(tensor.dtype) for tensor in found.values())
+    if total > max(limits.expansion * size, 2**24):
+        raise ModelFileError(
+            f"tied weights expand it from {size} bytes by {total}: raise limits.expansion if you trust it"
+        )
+    return found
 
 
 def _tensor(file: IO[bytes], name: str, start: int, count: int, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -14,9 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from nnfwd import activations
 from nnfwd.errors import ModelFileError
-from nnfwd.io.building import Builder
+from nnfwd.io.building import Builder, clip, reciprocal
 from nnfwd.io.reading import Archive, Given, npy, npy_header, parse_json
 from nnfwd.network import Network
 
@@ -192,13 +191,13 @@ def _transformer(step: Any, builder: Builder) -> None:
     elif kind == "StandardScaler":
         if scaling := _standard(step):
             mean, scale = scaling
-            builder.scale(_reciprocal(scale), center=mean)
+            builder.scale(reciprocal(scale), center=mean)
     elif kind == "MinMaxScaler":
         scale, shift = _array(step["scale_"], "scale_"), _array(step["min_"], "min_")
         builder.scale(scale, shift=shift)
         if step["clip"]:
             lower, upper = step["feature_range"]
-            builder.activation(activations.clip(lower=lower, upper=upper))
+            builder.activation(clip(lower, upper))
     elif step not in (None, "passthrough"):
         raise ModelFileError(
             f"the step {kind:.80} cannot be represented: it must be StandardScaler, MinMaxScaler or 'passthrough'"
@@ -213,7 +212,7 @@ def _inverse(scaler: Any, builder: Builder) -> None:
             mean, scale = scaling
             builder.scale(scale, shift=mean)
     elif kind == "MinMaxScaler":
-        builder.scale(_reciprocal(_array(scaler["scale_"], "scale_")), center=_array(scaler["min_"], "min_"))
+        builder.scale(reciprocal(_array(scaler["scale_"], "scale_")), center=_array(scaler["min_"], "min_"))
     else:
         raise ModelFileError(
             f"the target's transformer {kind:.80} cannot be represented: it must be StandardScaler or MinMaxScaler"
@@ -227,11 +226,6 @@ def _standard(scaler: _Estimator) -> tuple[Any, Any] | None:
         return None
     mean = _array(scaler["mean_"], "mean_") if centred else 0.0
     return mean, _array(scaler["scale_"], "scale_") if scaled else 1.0
-
-
-def _reciprocal(scale: Any) -> Any:
-    with np.errstate(all="ignore"):
-        return 1 / scale
 
 
 def _array(value: Any, name: str) -> np.ndarray:

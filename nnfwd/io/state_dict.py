@@ -4,14 +4,16 @@ They say neither which activations stand between the layers, nor, where the name
 layers come, nor the epsilon of a batch normalisation. Nothing of this is guessed: it is asked for.
 """
 
+import collections
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nnfwd import activations
 from nnfwd.activations import Function
 from nnfwd.errors import ModelFileError
-from nnfwd.io.building import Builder
+from nnfwd.io.building import Builder, prelu
 from nnfwd.io.reading import Given, Limits, Tensor
 from nnfwd.layers import to_numpy
 from nnfwd.network import Network
@@ -32,23 +34,38 @@ def from_state_dict(
 ) -> Network:
     """The network of arrays by name, `{"0.weight": ..., "0.bias": ..., "2.weight": ...}`, of any array library.
 
+    Arrays in a dict inside go by both names, `"state_dict.0.weight"`; what is no array is no part of a layer.
     Linear layers (weight `(out, in)`, bias `(out,)`), batch normalisations (weight, bias, running_mean, running_var)
     and the slopes of a PReLU. The weights are copied to NumPy; bfloat16 becomes float32, exactly.
 
     Args:
-        state_dict: the arrays. Numbered layers are taken by their numbers, whatever the order of the names.
-        activations: one for all layers, or a list with one for each: what follows it, `"identity"` for nothing.
-            `"prelu"` takes its slopes from the state dict.
+        state_dict: the arrays. Layers whose names differ in one number are taken in its order: `net.0`, `net.2`; `fc1`,
+            `fc2`.
+        activations: one for all layers, the last one too, or a list with one for each, batch normalisations counted:
+            what follows it, `"identity"` for nothing. `"prelu"` takes its slopes from the state dict.
         prefix: which layers, by the start of their names; several, in the order of the pass, where the names say none:
             `prefix=["mlp_extractor.policy_net", "action_net"]`.
-        epsilon: what the batch normalisations add to the variance; PyTorch's default is 1e-5.
+        epsilon: what the batch normalisations add to the variance, where there are any; PyTorch's default is 1e-5.
 
     Raises:
         ModelFileError: for what cannot be represented, naming it; for an order or an epsilon that must be given.
         ShapeError: where two layers do not fit.
     """
-    plans = {name: _plan(value) for name, value in state_dict.items()}
-    return network(plans, Given(Limits(), activations, prefix, epsilon))
+    if not isinstance(state_dict, Mapping):
+        raise ModelFileError(
+            f"a state dict is a dict of arrays, not a {type(state_dict).__name__}: write from_state_dict("
+            "module.state_dict(), ...), or nnfwd.load(path, ...) for a file"
+        )
+    return network(dict(_plans(state_dict, "")), Given(Limits(), activations, prefix, epsilon))
+
+
+def _plans(state_dict: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
+    """The arrays by their names, those in a dict inside by both names with a dot between."""
+    for name, value in state_dict.items():
+        if isinstance(value, Mapping):
+            yield from _plans(value, f"{start}{name}.")
+        else:
+            yield f"{start}{name}", _plan(value)
 
 
 def _plan(value: Any) -> Any:
@@ -58,32 +75,43 @@ def _plan(value: Any) -> Any:
 
 
 def network(tensors: Mapping[str, Any], given: Given) -> Network:
-    """The network of the plans in `tensors`; what is no `Tensor` must be outside the prefix."""
+    """The network of the plans in `tensors`. What is no `Tensor` is no part of a layer."""
     count = sum(isinstance(value, Tensor) for value in tensors.values())
     if count > given.limits.tensors:
         raise ModelFileError(f"{count} tensors are more than {given.limits.tensors}")
     prefixes = [given.prefix] if isinstance(given.prefix, str) else list(given.prefix or [""])
-    modules = [module for prefix in prefixes for module in _modules(tensors, prefix.rstrip("."))]
-    slopes = [i for i, module in enumerate(modules) if _kind(*module) == "slope"]
-    layers = [module for i, module in enumerate(modules) if i not in slopes]
-    functions = iter(_functions(given.activations, layers))
+    modules = [module for prefix in prefixes for module in _modules(tensors, prefix.strip().rstrip("."))]
+    twice = [name for name, count in collections.Counter(name for name, _ in modules).items() if count > 1]
+    if twice:
+        raise ModelFileError(f"{_called(twice[0])} is chosen by two of the prefixes {', '.join(prefixes)}")
+    kinds = [_kind(*module) for module in modules]
+    functions = iter(
+        _functions(given.activations, [m for m, kind in zip(modules, kinds, strict=True) if kind != "slope"])
+    )
+    epsilon = _epsilon(
+        given.epsilon, [name for (name, _), kind in zip(modules, kinds, strict=True) if kind == "normalisation"]
+    )
     builder = Builder(given.limits)
-    unclaimed = set(slopes)
-    for i, (name, fields) in enumerate(modules):
-        if i in slopes:
+    slope_is_due = False
+    for (name, fields), kind in zip(modules, kinds, strict=True):
+        if kind == "slope":
+            if not slope_is_due:
+                raise ModelFileError(
+                    f"{_called(name)} has only a weight {fields['weight'].shape}: "
+                    "slopes of a PReLU belong to an activation 'prelu' of the layer before"
+                )
+            builder.activation(prelu(fields["weight"].weights(f"{name}.weight")))
+            slope_is_due = False
             continue
-        _add(builder, name, fields, given.epsilon)
+        if slope_is_due:
+            break
+        _add(builder, name, fields, epsilon)
         function = next(functions)
-        if i + 1 in slopes and function is activations.prelu:
-            function = function(negative_slope=_slope(modules[i + 1][1]["weight"]))
-            unclaimed.remove(i + 1)
-        builder.activation(function)
-    if unclaimed:
-        name, fields = modules[min(unclaimed)]
-        raise ModelFileError(
-            f"{_called(name)} has only a weight {fields['weight'].shape}: "
-            "slopes of a PReLU belong to an activation 'prelu' of the layer before"
-        )
+        slope_is_due = function is activations.prelu
+        if not slope_is_due:
+            builder.activation(function)
+    if slope_is_due:
+        raise ModelFileError("a prelu's slopes are not in it: write activations.prelu(negative_slope=...)")
     return builder.network()
 
 
@@ -91,23 +119,52 @@ def _modules(tensors: Mapping[str, Any], prefix: str) -> list[_Module]:
     """The modules under a prefix, each with its tensors, in the order of the pass."""
     start = f"{prefix}." if prefix else ""
     found: dict[str, dict[str, Tensor]] = {}
+    others = {}
     for key, value in tensors.items():
-        if not key.startswith(start):
-            continue
-        if not isinstance(value, Tensor):
-            raise ModelFileError(f"{key} is a {type(value).__name__} and no array: choose layers with prefix=")
-        name, _, field = key[len(start) :].rpartition(".")
-        found.setdefault(f"{start}{name}".rstrip("."), {})[field] = value
+        if key.startswith(start):
+            name, _, field = key[len(start) :].rpartition(".")
+            if isinstance(value, Tensor):
+                found.setdefault(f"{start}{name}".rstrip("."), {})[field] = value
+            elif name:  # an epoch, a learning rate of a checkpoint stand beside the layers, not in one
+                others[key] = value
     if not found:
-        tops = sorted({key.rpartition(".")[0].rpartition(".")[0] or key.rpartition(".")[0] for key in tensors})
-        there = f"there are {', '.join(tops[:8])}" if tops else "it is empty"
-        raise ModelFileError(f"no array's name starts with {start!r}: {there}" if start else "it holds no arrays")
-    if len({re.sub(r"\d+", "0", name) for name in found}) > 1:
-        raise ModelFileError(
-            f"the names {', '.join(list(found)[:8])} do not say in which order these layers come: "
-            "give them in the order of the pass, prefix=[...]"
+        listed = ", ".join(
+            sorted({key.rpartition(".")[0] or key for key, value in tensors.items() if isinstance(value, Tensor)})[:8]
         )
-    return sorted(found.items(), key=lambda module: [int(n) for n in re.findall(r"\d+", module[0])])
+        what = f"no array's name starts with {start!r}" if start else "it holds no arrays"
+        raise ModelFileError(f"{what}: there are {listed}" if listed else what)
+    if others:
+        name, value = next(iter(others.items()))
+        raise ModelFileError(f"{name} is no array but {type(value).__name__}: choose layers, prefix={_groups(found)}")
+    return _ordered(found)
+
+
+def _groups(found: Iterable[str]) -> str:
+    """What a caller may choose from."""
+    tops = sorted({name.rpartition(".")[0] or name for name in found})
+    return " or ".join(repr(top) for top in tops[:6])
+
+
+def _ordered(found: dict[str, dict[str, Tensor]]) -> list[_Module]:
+    """The modules by the one number in which their names differ; no other order is taken for that of the pass."""
+    names = list(found)
+    if len(names) == 1:
+        return list(found.items())
+    parts = {name: re.split(r"(\d+)", name) for name in names}
+    texts = {tuple(part[::2]) for part in parts.values()}
+    differ = [i for i, column in enumerate(zip(*parts.values(), strict=False)) if len(set(column)) > 1]
+    if len(texts) == 1 and len(differ) == 1:
+        (at,) = differ
+        numbers = {name: int(part[at]) for name, part in parts.items()}
+        counted = sorted(numbers.values())
+        # net.0 and net.2 have activations between; fc1, fc2, fc3 count; fc1, fc21, fc22 or fc256, fc128 do neither.
+        before = parts[names[0]][at - 1]
+        if not before or before.endswith(".") or counted in (list(range(len(names))), list(range(1, len(names) + 1))):
+            return sorted(found.items(), key=lambda module: numbers[module[0]])
+    raise ModelFileError(
+        f"the names {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} do not say in which order these layers "
+        "come: give them in the order of the pass, prefix=[...]"
+    )
 
 
 def _kind(name: str, fields: Mapping[str, Tensor]) -> str:
@@ -123,11 +180,6 @@ def _kind(name: str, fields: Mapping[str, Tensor]) -> str:
         f"{_called(name)} holds {held}: only linear layers (weight (out, in), bias) and batch normalisations are read "
         "by name; put others together yourself, nnfwd.Network.from_arrays(weights, biases, activations)"
     )
-
-
-def _slope(weight: Tensor) -> Any:
-    values = weight.weights("a PReLU's weight")
-    return float(values[0]) if weight.shape == (1,) else values
 
 
 def _functions(asked: Any, layers: Sequence[_Module]) -> Iterable[Function]:
@@ -150,13 +202,24 @@ def _functions(asked: Any, layers: Sequence[_Module]) -> Iterable[Function]:
     return [activations.prelu if function == "prelu" else activations.get(function) for function in asked]
 
 
-def _add(builder: Builder, name: str, fields: Mapping[str, Tensor], epsilon: float | None) -> None:
+def _epsilon(asked: Any, normalisations: Sequence[str]) -> float:
+    """What batch normalisations add to the variance; it is asked for where there are any, and only there."""
+    if asked is None and not normalisations:
+        return 0.0
+    if asked is None:
+        raise ModelFileError(
+            f"{_called(normalisations[0])} is a batch normalisation, whose epsilon is not in it: give epsilon=, "
+            "1e-5 if PyTorch's default was kept"
+        )
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
+        raise ModelFileError(f"epsilon is {asked!r}: it must be one number, positive or 0")
+    if not normalisations:
+        raise ModelFileError("it has no batch normalisation: leave epsilon= out")
+    return float(asked)
+
+
+def _add(builder: Builder, name: str, fields: Mapping[str, Tensor], epsilon: float) -> None:
     if _kind(name, fields) == "normalisation":
-        if epsilon is None:
-            raise ModelFileError(
-                f"{_called(name)} is a batch normalisation, whose epsilon is not in it: give epsilon=, "
-                "1e-5 if PyTorch's default was kept"
-            )
         read = {field: fields[field].weights(f"{name}.{field}") for field in _NORMALISATION[:4] if field in fields}
         builder.batch_normalisation(
             read["running_mean"], read["running_var"], epsilon, gamma=read.get("weight"), beta=read.get("bias")

@@ -8,9 +8,10 @@ needed for it. A live module brings PyTorch along; nothing here imports it.
 import contextlib
 import functools
 import operator
+import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, NoReturn
 
@@ -19,14 +20,17 @@ import numpy as np
 from nnfwd import activations
 from nnfwd.activations import Function
 from nnfwd.errors import ModelFileError, NnfwdError
-from nnfwd.io.building import Builder
-from nnfwd.io.pickles import inert
+from nnfwd.io.building import Builder, clip, prelu, reciprocal
+from nnfwd.io.pickles import UnknownObject, inert
 from nnfwd.io.reading import FLOATS, Archive, Given, Limits, Tensor, array, check_tensor, file_size, itemsize
 from nnfwd.io.state_dict import network
+from nnfwd.layers import Dense
 from nnfwd.network import Network
 from nnfwd.placement import dtype_name
 
+_STATE_DICT = "save a state dict: torch.save(model.state_dict(), path)"
 _AGAIN = "load it with PyTorch and save it again with torch.save(model.state_dict(), path)"
+_WEIGHTS = {"weight", "bias", "running_mean", "running_var"}
 _OPCODES = 64  # for each of limits.tensors; torch.save needs about 30
 
 
@@ -49,7 +53,9 @@ class _View:
 
 def _rebuild_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, metadata: Any = None
-) -> _View:
+) -> Any:
+    if isinstance(storage, UnknownObject):
+        return storage
     if metadata:
         raise ModelFileError(f"a tensor with {', '.join(map(ascii, metadata))}, a view that is not stored as it is")
     return _View(storage, offset, shape, strides)
@@ -83,7 +89,10 @@ _NAMES = {
 
 
 def read(file: IO[bytes], given: Given) -> Network:
-    """The network of a state dict, or of one inside a checkpoint: dicts in dicts are joined by dots."""
+    """The network of a state dict, or of one inside a checkpoint: dicts in dicts are joined by dots.
+
+    Objects beside the weights, of whatever class, are left alone; one in the place of a weight is refused by name.
+    """
     limits = given.limits
     size = file_size(file)
     if file.read(4) != b"PK\x03\x04":
@@ -100,14 +109,32 @@ def read(file: IO[bytes], given: Given) -> Network:
     storages = _Storages(archive, roots[0], max(limits.expansion * size, 2**24))
     data = archive.read(f"{roots[0]}data.pkl", metadata=True)
     saved = inert(data, _NAMES, storages.find, _OPCODES * limits.tensors)
+    if isinstance(saved, UnknownObject):
+        raise ModelFileError(_unknown(saved))
     if not isinstance(saved, dict):
         raise ModelFileError(f"it holds a {_kind(saved)}, not a state dict: torch.save(model.state_dict(), path)")
     named = _flat(saved, limits)
+    _check_chosen(named, [given.prefix] if isinstance(given.prefix, str) else given.prefix or [""])
     return network({k: storages.plan(k, v, limits) if isinstance(v, _View) else v for k, v in named.items()}, given)
 
 
 def _kind(value: Any) -> str:
     return "tensor" if isinstance(value, _View) else type(value).__name__
+
+
+def _unknown(value: UnknownObject) -> str:
+    return f"whole module or unknown object {value}: {_STATE_DICT}"
+
+
+def _check_chosen(named: dict[str, Any], prefixes: Sequence[str]) -> None:
+    """Raises `ModelFileError` where an unknown object is in the place of a chosen weight, or of all that are chosen."""
+    unknown = {name: value for name, value in named.items() if isinstance(value, UnknownObject)}
+    starts = [f"{stripped}." if (stripped := prefix.strip().rstrip(".")) else "" for prefix in prefixes]
+    nothing = not any(isinstance(value, _View) for value in named.values())
+    for name, value in unknown.items():
+        weight = name.rpartition(".")[2] in _WEIGHTS
+        if nothing or any(start.startswith(f"{name}.") or (weight and name.startswith(start)) for start in starts):
+            raise ModelFileError(f"{ascii(name[:80])[1:-1]} is a {_unknown(value)}")
 
 
 def _flat(saved: dict[Any, Any], limits: Limits) -> dict[str, Any]:
@@ -150,11 +177,13 @@ class _Storages:
             raise ModelFileError(f"an unknown byte order {order[:20]!r}")
         self._order = "<" if order == b"little" else ">"
 
-    def find(self, identifier: Any) -> _Storage:
+    def find(self, identifier: Any) -> _Storage | UnknownObject:
         """The storage of a persistent id, `("storage", type, key, device, number of elements)`."""
         match identifier:
             case ("storage", str(dtype), str(key), _, int(count)) if dtype in _STORAGES.values():
                 info = self._archive.find(f"{self._root}data/{key}")
+            case ("storage", UnknownObject() as unknown, *_):  # of complex numbers, of float8
+                return unknown
             case _:
                 raise ModelFileError("data.pkl refers to something that is no storage")
         if info.file_size != count * itemsize(dtype):
@@ -200,7 +229,9 @@ def from_torch(module: Any, /) -> Network:
     float32, exactly. A Flatten of all but the rows changes nothing: x is `(..., features)`.
 
     Layers: Linear, BatchNorm1d with running statistics, Identity, Dropout, Flatten, and the activations nnfwd has, as
-    modules, functions or methods. Softmax over the last dimension, -1 or 1. Softplus as PyTorch computes it is x beyond
+    modules, functions or methods. A number or a tensor `(features,)` that is added, subtracted, multiplied with or
+    divided by becomes a Scale, `(x - mean) / std` one Scale; added right after a Linear without a bias, a tensor is its
+    bias. Softmax over the last dimension, -1 or 1. Softplus as PyTorch computes it is x beyond
     its threshold of 20; here it is log(1 + exp(x)) everywhere, up to exp(-20) = 2.1e-9 more: below rounding in float32,
     not in float64.
 
@@ -210,11 +241,17 @@ def from_torch(module: Any, /) -> Network:
         ShapeError: where two layers do not fit.
     """
     torch = sys.modules.get("torch")
+    if isinstance(module, str | bytes | os.PathLike):
+        raise ModelFileError(
+            f"from_torch takes a live module, not {module!r:.80}: a file is read by nnfwd.load(path, activations=...)"
+        )
     if torch is None or not isinstance(module, torch.nn.Module):
         raise ModelFileError(
             f"from_torch takes a torch.nn.Module, not a {type(module).__name__}: "
             "a dict of arrays is read by nnfwd.from_state_dict"
         )
+    if inside := _WRAPPERS.get(type(module).__name__):
+        raise ModelFileError(f"a {type(module).__name__} wraps the module: pass {inside}")
     for name, part in module.named_modules():
         if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
             raise ModelFileError(
@@ -230,6 +267,11 @@ def from_torch(module: Any, /) -> Network:
                 f"{str(error).strip().partition(chr(10))[0]}"
             ) from error
     return _Chain(torch, root).network(graph)
+
+
+_WRAPPERS = {"OptimizedModule": "m._orig_mod"} | dict.fromkeys(
+    ("DataParallel", "DistributedDataParallel"), "model.module"
+)
 
 
 @contextlib.contextmanager
@@ -260,18 +302,14 @@ def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Function
     return activations.leaky_relu(negative_slope=negative_slope)
 
 
-def _prelu(weight: np.ndarray) -> Function:
-    return activations.prelu(negative_slope=float(weight.reshape(())) if weight.size == 1 else weight)
-
-
 def _threshold(threshold: float, value: float, inplace: bool = False) -> Function:
     if value != 0:
         raise ModelFileError(f"threshold with value={value}: only 0 is known")
     return activations.thresholded_relu(alpha=threshold)
 
 
-def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> str | Function:
-    return "hard_tanh" if (min_val, max_val) == (-1, 1) else activations.clip(lower=min_val, upper=max_val)
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Function:
+    return clip(min_val, max_val)
 
 
 def _clamp(min: Any = None, max: Any = None) -> str | Function:
@@ -279,7 +317,7 @@ def _clamp(min: Any = None, max: Any = None) -> str | Function:
         return "relu"
     if min is None or max is None:
         raise ModelFileError(f"clamp with min={min}, max={max}: only min=0, or both, are known")
-    return activations.clip(lower=min, upper=max)
+    return clip(min, max)
 
 
 def _softplus(beta: float = 1.0, threshold: float = 20.0) -> str:
@@ -320,7 +358,7 @@ _PLAIN = {
     "hardswish": "hard_silu",
 }  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., str | Function]] = {
-    "leaky_relu": _leaky_relu, "prelu": _prelu, "threshold": _threshold, "hardtanh": _hardtanh, "clamp": _clamp,
+    "leaky_relu": _leaky_relu, "prelu": prelu, "threshold": _threshold, "hardtanh": _hardtanh, "clamp": _clamp,
     "clip": _clamp, "softplus": _softplus, "elu": _elu, "celu": _celu, "gelu": _gelu, "dropout": _dropout,
 }  # fmt: skip
 _FUNCTIONS |= {theirs: functools.partial(_plain, ours) for theirs, ours in _PLAIN.items()}
@@ -335,6 +373,9 @@ _MODULES = {
     "GELU": ("gelu", "approximate"), "Softmax": ("softmax", "dim"), "LogSoftmax": ("log_softmax", "dim"),
 }  # fmt: skip
 _BRANCH = "a branch, and only one chain of layers can be represented"
+_AFFINE = {
+    "add": "add", "sub": "sub", "mul": "mul", "div": "div", "neg": "neg", "truediv": "div",
+}  # fmt: skip
 _NOTHING = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"}
 
 
@@ -349,9 +390,12 @@ class _Chain:
         """The nodes that are the shape of x."""
         self._rows: set[Any] = set()
         """The nodes that are the number of rows of x."""
+        self._scale: dict[int, Any] = {}
+        """What may still join one Scale, in the order of its stages: center, scale, shift."""
         self._known: dict[Any, str] = {torch.reshape: "reshape", torch.flatten: "flatten"}
         self._known[torch.nn.functional.linear] = "linear"
-        for name in _FUNCTIONS:
+        self._known |= {getattr(operator, theirs): ours for theirs, ours in _AFFINE.items()}
+        for name in (*_FUNCTIONS, *_AFFINE.values(), "squeeze"):
             for library in (torch, torch.nn.functional):
                 for spelling in (name, f"{name}_"):
                     if hasattr(library, spelling):
@@ -363,15 +407,37 @@ class _Chain:
         for node in graph.nodes:
             if node.op == "get_attr" or self._is_size(node):
                 continue
-            given = node.args[0] if node.args else node.kwargs.get("input")
-            if node.op != "placeholder" and given is not last:
-                self._refuse(node, f"does not take what comes before it: {_BRANCH}")
-            if node.op == "call_module":
-                self._module(node)
-            elif node.op in ("call_function", "call_method"):
-                self._function(node)
+            name = self._name(node)
+            if name in _AFFINE:
+                self._affine(node, name, last)
+            else:
+                self._flush()
+                self._check_given(node, last)
+                if node.op == "call_module":
+                    self._module(node)
+                elif node.op in ("call_function", "call_method"):
+                    self._function(node, name)
             last = node
         return self._builder.network()
+
+    def _name(self, node: Any) -> str | None:
+        """What a function or a method is called here; None for one that is not known."""
+        if node.op != "call_method":
+            return self._known.get(node.target)
+        name: str = node.target.rstrip("_")
+        return name if name in {*_FUNCTIONS, *_AFFINE, "view", "reshape", "flatten", "squeeze"} else None
+
+    def _check_given(self, node: Any, last: Any) -> None:
+        """Each step takes what the one before gave."""
+        given = node.args[0] if node.args else node.kwargs.get("input")
+        if node.op == "placeholder" or given is last:
+            return
+        if self._is_constant(given):
+            self._refuse(node, f"is given {given} where x belongs: this cannot be represented")
+        self._refuse(node, f"does not take what comes before it: {_BRANCH}")
+
+    def _is_constant(self, value: Any) -> bool:
+        return isinstance(value, int | float) or (isinstance(value, self._torch.fx.Node) and value.op == "get_attr")
 
     def _refuse(self, node: Any, why: str = "is not known and cannot be represented") -> NoReturn:
         if node.op == "call_module":
@@ -410,19 +476,79 @@ class _Chain:
         elif kind == "Flatten":
             self._flatten(node, module.start_dim, module.end_dim)
         elif kind == "PReLU":
-            self._builder.activation(_prelu(self._array(module.weight)))
+            self._builder.activation(prelu(self._array(module.weight)))
         elif kind in _MODULES:
             function, *settings = _MODULES[kind]
             self._builder.activation(_FUNCTIONS[function](**{name: getattr(module, name) for name in settings}))
         elif kind not in _NOTHING:
             self._refuse(node)
 
-    def _function(self, node: Any) -> None:
-        name = self._known.get(node.target)
-        if node.op == "call_method" and node.target.rstrip("_") in {*_FUNCTIONS, "view", "reshape", "flatten"}:
-            name = node.target.rstrip("_")
+    # Element by element with constants: at most one Scale, as the ONNX reader's
+
+    def _affine(self, node: Any, name: str, last: Any) -> None:
+        """x + c, x - c, c - x, x * c, x / c and -x."""
+        settings = dict(node.kwargs)
+        operands = [*node.args, *(settings.pop(key) for key in ("input", "other") if key in settings)]
+        if settings or len(operands) != (1 if name == "neg" else 2):
+            self._refuse(node, f"with {[*operands[2:], *settings]} is not known")
+        others = [value for value in operands if value is not last]
+        if len(others) != len(operands) - 1 or not all(map(self._is_constant, others)):
+            self._refuse(node, f"takes {' and '.join(map(str, operands))}: {_BRANCH}")
+        if name == "neg":
+            return self._stage(1, -1.0)
+        constant = self._constant(node, others[0])
+        reverse = operands[0] is not last
+        if name == "add":
+            self._add(constant)
+        elif name == "mul":
+            self._stage(1, constant)
+        elif name == "sub":
+            self._stage(0, constant)
+            if reverse:
+                self._stage(1, -1.0)
+        elif reverse:
+            self._refuse(node, "divides by x, which no layer does")
+        else:
+            self._stage(1, reciprocal(np.asarray(constant)))
+
+    def _constant(self, node: Any, value: Any) -> float | np.ndarray:
+        """One number, or one for each feature."""
+        if not isinstance(value, self._torch.fx.Node):
+            return float(value)
+        found = self._array(operator.attrgetter(value.target)(self._root))
+        if found.ndim > 2 or (found.ndim == 2 and len(found) != 1):
+            self._refuse(node, f"takes {value.target} of shape {found.shape}: it must be () or (features,)")
+        return float(found.item()) if found.size == 1 else found.reshape(-1)
+
+    def _add(self, value: float | np.ndarray) -> None:
+        layers = self._builder.layers
+        last = layers[-1] if layers and not self._scale and isinstance(value, np.ndarray) else None
+        bare = isinstance(last, Dense) and last.bias is None and last.activation.name == "identity"
+        if bare and last.out_features == len(value):
+            layers[-1] = Dense(last.weight, value)
+            return
+        self._stage(2, value)
+
+    def _stage(self, stage: int, value: float | np.ndarray) -> None:
+        """Subtracts, multiplies by or adds a constant, as stage 0, 1 or 2 of one Scale."""
+        if any(stage <= other for other in self._scale):
+            self._flush()
+        self._scale[stage] = value
+
+    def _flush(self) -> None:
+        """Makes a Scale of what waits for it."""
+        if self._scale:
+            center, scale, shift = (self._scale.get(i, default) for i, default in enumerate((0.0, 1.0, 0.0)))
+            self._scale = {}
+            self._builder.scale(scale, center=center, shift=shift)
+
+    # Functions and methods
+
+    def _function(self, node: Any, name: str | None) -> None:
         if name is None:
             self._refuse(node)
+        if name == "squeeze":
+            self._refuse(node, "drops an axis: leave it out, nnfwd gives (..., 1) where there is one output")
         if name in ("view", "reshape"):
             return self._reshape(node)
         weights = name in ("linear", "prelu")
@@ -444,7 +570,9 @@ class _Chain:
         """An argument of a function, which is a number, or where it may be `weights`, an array."""
         if not isinstance(value, self._torch.fx.Node):
             return value
-        if not weights or value.op != "get_attr":
+        if not weights and value.op == "get_attr":
+            self._refuse(node, f"takes the tensor {value.target}, where only numbers are known")
+        if value.op != "get_attr":
             self._refuse(node, f"takes {value} too: {_BRANCH}")
         return self._array(operator.attrgetter(value.target)(self._root))
 
