@@ -15,12 +15,12 @@ from nnfwd.network import Network
 if TYPE_CHECKING:
     from nnfwd.bounds import Bounded, error_bound
     from nnfwd.checking import Failure, Report, Row, check
+    from nnfwd.classes import labels
     from nnfwd.io import Limits, load, save
     from nnfwd.io.keras import from_keras
     from nnfwd.io.sklearn import from_sklearn
     from nnfwd.io.state_dict import from_state_dict
     from nnfwd.io.torch import from_torch
-    from nnfwd.classes import labels
     from nnfwd.reference import looped_feed_forward
 
 __version__ = "0.1.0"

@@ -182,6 +182,7 @@ def _described(path: Path, options: argparse.Namespace) -> dict[str, object]:
     """What `info` says of a file. Of bare arrays without activations it says all else."""
     from nnfwd.explain import describe
     from nnfwd.io import facts, find
+    from nnfwd.io.state_dict import UNSTATED
 
     takes = find(path).takes if path.is_file() else ()
     given = {name: getattr(options, name) for name in _READING if len(options.model) == 1 or name in takes}
@@ -191,15 +192,10 @@ def _described(path: Path, options: argparse.Namespace) -> dict[str, object]:
     except NnfwdError:
         if "activations" not in takes or options.activations is not None:
             raise
-        try:
-            described = describe(nnfwd.load(path, **given | {"activations": "identity"}))
-        except NnfwdError:
-            described = {}
-        if not described:
-            raise
-        for row in described["layers"]:
-            row["activation"] = "not stated: give --activations"
-        return {"file": str(path), **known, **described}
+    described = describe(nnfwd.load(path, **given | {"activations": UNSTATED}))
+    for row in described["layers"]:
+        row["activation"] = row["activation"].replace("identity", "not stated: give --activations")
+    return {"file": str(path), **known, **described}
 
 
 def _activations(text: str) -> object:
@@ -366,8 +362,8 @@ def _listed(text: str) -> list[str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from nnfwd.io import arrays
     from nnfwd.classes import labels
+    from nnfwd.io import arrays
 
     net = _load(options.model, options)
     if options.labels and net.classes is None:

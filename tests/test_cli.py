@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit status, and its errors in one line."""
 
+import csv
 import json
 import os
 import subprocess
@@ -158,3 +159,45 @@ def test_demo(tmp_path):
         return
     names = ("activation", "activations", "bias", "digits", "network", "node", "weight")
     assert sorted(os.listdir(tmp_path / "pictures")) == sorted(f"{n}.{e}" for n in names for e in ("png", "svg"))
+
+
+def test_labels_images_and_conversion(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    net = nnfwd.Network.from_arrays([rng.standard_normal((3, 6))], None, "softmax")
+    net = nnfwd.Network(net, classes=["a", "b,c", "d"], input_shape=(2, 3))
+    nnfwd.save(net, "model.npz")
+    images = rng.standard_normal((7, 2, 3))
+    np.save("x.npy", images)
+    assert main(["run", "model.npz", "x.npy", "-o", "y.npy"]) == 0
+    expected = net(images.reshape(7, 6))
+    assert np.array_equal(np.load("y.npy"), expected)
+    names = [net.classes[i] for i in expected.argmax(axis=-1)]
+    for output in ("labels.npy", "labels.npz"):
+        assert main(["run", "model.npz", "x.npy", "-o", output, "--labels"]) == 0
+    assert np.load("labels.npy").tolist() == np.load("labels.npz")["y"].tolist() == names
+    assert main(["run", "model.npz", "x.npy", "-o", "labels.csv", "--labels"]) == 0
+    with open("labels.csv", newline="") as file:
+        assert list(csv.reader(file)) == [[name] for name in names]
+    assert main(["convert", "model.npz", "again.safetensors"]) == 0
+    assert nnfwd.load("again.safetensors") == net
+    assert "model.npz -> again.safetensors: 1 layers, 6 -> 3, float64" in capsys.readouterr().out
+
+
+def test_info_of_bare_arrays(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", **{"0.weight": np.ones((3, 2)), "2.weight": np.ones((1, 3))})
+    nnfwd.save(mixed(), "b.npz")
+    assert main(["info", "a.npz", "b.npz"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not stated: give --activations") == 2
+    assert main(["info", "a.npz", "--activations", "relu,leaky_relu(negative_slope=0.2)"]) == 0
+    assert "leaky_relu(negative_slope=0.2)" in capsys.readouterr().out
+    for wrong, words in (("relu,,relu", "names with commas between"), ("elu(a=1),relu", "unknown parameter of elu 'a'"),
+                         ("elu(alpha=x),relu", "name(parameter=0.2)")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main(["info", "a.npz", "--activations", wrong])
+        assert words in capsys.readouterr().err
+    np.savez("c.npz", **{"0.weight": np.ones((3, 2, 5, 5))})
+    assert main(["info", "c.npz"]) == 1
+    assert "only linear layers" in capsys.readouterr().err

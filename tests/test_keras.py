@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_every_other_activation_of_keras_is_refused_by_name(keras, tmp_path):
 LAYERS = {
     "ReLU": (lambda layers: layers.ReLU(), "relu"),
     "ReLU 6": (lambda layers: layers.ReLU(max_value=6), "relu6"),
+    "ReLU none": (lambda layers: layers.ReLU(max_value=None, negative_slope=0.0, threshold=0.0), "relu"),
     "ReLU 2.5": (lambda layers: layers.ReLU(max_value=2.5), "clip(lower=0.0, upper=2.5)"),
     "ReLU slope": (lambda layers: layers.ReLU(negative_slope=0.125), "leaky_relu(negative_slope=0.125)"),
     "ReLU threshold": (lambda layers: layers.ReLU(threshold=0.25), "thresholded_relu(alpha=0.25)"),
@@ -232,6 +234,48 @@ def test_a_leading_flatten_is_recorded(keras, first, tmp_path):
     net = check(sequential(keras, (2, 3, 1), *leading, layers.Dense(4)), tmp_path)
     assert net.input_shape == (2, 3, 1)
     assert net.in_features == 6
+
+
+CHANNELS = {
+    "BatchNormalization": lambda layers, n: layers.BatchNormalization(),
+    "BatchNormalization without scale": lambda layers, n: layers.BatchNormalization(scale=False, center=False),
+    "BatchNormalization, axis 3": lambda layers, n: layers.BatchNormalization(axis=3),
+    "Normalization": lambda layers, n: layers.Normalization(axis=-1),
+    "Normalization given": lambda layers, n: layers.Normalization(mean=np.arange(n) + 1.0, variance=[0.5] * n),
+    "Rescaling": lambda layers, n: layers.Rescaling([2.0, 3.0, 4.0][:n], offset=[0.5, -1.0, 0.0][:n]),
+    "PReLU": lambda layers, n: layers.PReLU(shared_axes=[1, 2]),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", CHANNELS)
+def test_what_stands_for_each_channel_is_repeated_before_a_flatten(keras, name, channels, tmp_path):
+    layers = keras.layers
+    made = CHANNELS[name](layers, channels)
+    net = check(sequential(keras, (4, 5, channels), made, layers.Flatten(), layers.Dense(3)), tmp_path)
+    assert net.input_shape == (4, 5, channels)
+    assert net.in_features == 20 * channels
+    assert len(net) == 2
+
+
+def test_an_image_network(keras, tmp_path):
+    layers = keras.layers
+    image = [layers.Rescaling(1 / 255), layers.BatchNormalization(), layers.PReLU(shared_axes=[1, 2]), layers.Flatten()]
+    x = np.random.default_rng(1).uniform(0, 255, (5, 6, 7, 3)).astype("float32")
+    net = check(sequential(keras, (6, 7, 3), *image, layers.Dense(4), layers.BatchNormalization()), tmp_path, x)
+    assert [type(step) for step in net] == [Scale, Scale, Activation, Dense, Scale]
+    np.testing.assert_array_equal(net[1].center, np.tile(net[1].center[:3], 42))
+
+
+def test_what_is_repeated_has_a_limit(h5py, tmp_path):
+    names = ("gamma:0", "beta:0", "moving_mean:0", "moving_variance:0")
+    arrays = {f"bn/{name}": array[:3] for name, array in zip(names, STATISTICS, strict=True)}
+    settings = {"name": "bn", "axis": [3], "epsilon": 0.01, "batch_input_shape": [None, 2**20, 2**20, 3]}
+    layers = [layer("BatchNormalization", **settings), layer("Flatten", name="f")]
+    document = {"class_name": "Sequential", "config": {"name": "m", "layers": layers}}
+    data = layout(h5py, {"bn": arrays}, model_config=json.dumps(document).encode(), keras_version=b"2.9.0")
+    (tmp_path / "m.h5").write_bytes(data)
+    assert "would have 39582418599936 bytes for every element: put Flatten first" in str(attempt(tmp_path / "m.h5"))
 
 
 def test_without_a_flatten_a_dense_layer_works_on_the_last_axis(keras, tmp_path):
@@ -346,11 +390,11 @@ REFUSED = {
     "a convolution": ((4, 1), lambda layers, x: layers.Conv1D(2, 1)(x), "Conv1D"),
     "a recurrent layer": ((4, 1), lambda layers, x: layers.LSTM(2)(x), "LSTM"),
     "layer normalisation": ((4,), lambda layers, x: layers.LayerNormalization()(x), "LayerNormalization"),
-    "a later flatten": ((2, 2), lambda layers, x: layers.Flatten()(layers.Dense(2)(x)), "before the first layer"),
+    "a later flatten": ((2, 2), lambda layers, x: layers.Flatten()(layers.Dense(2)(x)), "before the first Dense"),
     "a flatten after a softmax": (
         (2, 2),
         lambda layers, x: layers.Flatten()(layers.Softmax()(x)),
-        "before the first layer",
+        "before the first Dense or Softmax: put Flatten first",
     ),
     "a flatten that reorders": (
         (2, 2),
@@ -416,14 +460,54 @@ def test_layers_and_functions_of_ones_own_are_refused(keras, tmp_path):
     refused(sequential(keras, (4,), Dense(2)), "Dense (mine>Dense) is a layer of somebody's own", tmp_path)
     refused(sequential(keras, (4,), keras.layers.Dense(2, activation=relu)), "mine>relu", tmp_path)
     refused(sequential(keras, (4,), keras.layers.Lambda(relu)), "Lambda", tmp_path)
+    with pytest.raises(ModelFileError, match=re.escape("write nnfwd.load('k.keras')")):
+        from_keras("k.keras")
+    with pytest.raises(ModelFileError, match="write nnfwd.load"):
+        from_keras(Path("k.keras"))
     for model in (Model(), Sequential([keras.Input((4,)), keras.layers.Dense(2)]), keras.layers.Dense(2), 5, None):
         with pytest.raises(ModelFileError, match="is no Sequential or functional Model of Keras"):
             from_keras(model)
 
 
+def test_a_lambda_as_activation_is_named(keras, tmp_path):
+    model = sequential(keras, (4,), keras.layers.Dense(2, activation=lambda x: x))
+    refused(model, "(Dense): its activation is a lambda", tmp_path)
+    model.save(tmp_path / "model.h5")
+    with pytest.raises(ModelFileError, match=r"\(Dense\): its activation is a lambda"):
+        nnfwd.load(tmp_path / "model.h5")
+
+
+def test_what_to_do_with_a_model_of_ones_own_class(keras, tmp_path):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2, activation="tanh")
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Model()
+    model.build((None, 3))
+    model.save_weights(tmp_path / "model.weights.h5")
+    advice = "put its layers into a keras.Sequential .* nnfwd.from_state_dict or Network.from_arrays, which need each k"
+    with pytest.raises(ModelFileError, match=advice):
+        nnfwd.load(tmp_path / "model.weights.h5")
+    with pytest.raises(ModelFileError, match=advice):
+        from_keras(model)
+    # Both pieces of advice can be followed.
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype("float32")
+    net = from_keras(keras.Sequential([keras.Input((3,)), model.dense]))
+    agree(net, x, np.asarray(model(x)), "keras", "float32")
+    arrays = [np.asarray(variable) for variable in model.weights]
+    assert nnfwd.Network.from_arrays([arrays[0].T], [arrays[1]], ["tanh"]) == net
+
+
 def test_a_model_that_is_not_built_or_is_quantised(keras, tmp_path):
-    with pytest.raises(ModelFileError, match="0 variables here, it needs kernel, bias"):
-        from_keras(keras.Sequential([keras.layers.Dense(3)]))
+    model = keras.Sequential([keras.layers.Dense(3)])
+    refused(model, "0 variables here, it needs kernel, bias: a model that is not built has none: call it", tmp_path)
+    model.save(tmp_path / "model.h5")
+    with pytest.raises(ModelFileError, match="weights of 0 layers, .* a model that is not built has none: call it"):
+        nnfwd.load(tmp_path / "model.h5")
     model = sequential(keras, (4,), keras.layers.Dense(4))
     model.layers[0].enable_lora(2)
     refused(model, "lora_rank", tmp_path)
@@ -521,6 +605,17 @@ def test_batch_normalisation_of_keras_1(h5py, tmp_path):
             load_h5(h5py, tmp_path, *batch_normalisation(names, mode=mode), version)
     with pytest.raises(ModelFileError, match="bn_running_std where its moving_mean"):
         load_h5(h5py, tmp_path, *batch_normalisation((*names[:2], *names[:1:-1]), mode=0), "1.2.1")
+
+
+def test_batch_normalisation_of_no_stated_version(h5py, tmp_path):
+    document, weights = batch_normalisation(("gamma", "beta", "running_mean", "running_std"), mode=0)
+    path = tmp_path / "model.h5"
+    path.write_bytes(layout(h5py, weights, model_config=json.dumps(document).encode()))
+    with pytest.raises(ModelFileError, match="bn .*: the file does not state keras_version"):
+        nnfwd.load(path)
+    (tmp_path / "model.json").write_text(json.dumps(document))
+    with pytest.raises(ModelFileError, match="bn .*: the file does not state keras_version"):
+        nnfwd.load(tmp_path / "model.json", weights=path)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -767,6 +862,39 @@ def test_other_hostile_archives(h5py, tmp_path):
     assert "more than 0 layers" in str(attempt(packed(tmp_path, good), limits=Limits(layers=0)))
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_behind_other_bytes(h5py, compression, tmp_path):
+    path = packed(tmp_path, hdf5_of(h5py), compression=compression)
+    net = nnfwd.load(path)
+    path.write_bytes(b"before" * 100 + path.read_bytes())
+    assert nnfwd.load(path) == net
+
+
+def test_stored_weights_have_their_checksum_and_size(h5py, tmp_path):
+    path = packed(tmp_path, hdf5_of(h5py))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(KERNEL.tobytes(), (2 * KERNEL).tobytes()))
+    assert "Bad CRC-32 for file 'model.weights.h5'" in str(attempt(path))
+    size = len(hdf5_of(h5py)).to_bytes(4, "little")
+    assert whole.count(size * 2) == 2
+    path.write_bytes(whole[::-1].replace((size * 2)[::-1], (size + bytes([1, 0, 0, 0]))[::-1], 1)[::-1])
+    assert "bytes, not 1" in str(attempt(path))
+
+
+def test_memory_of_one_large_tensor(h5py, tmp_path):
+    """The network's copy, and the bytes it was made of; the file itself is not held."""
+    kernel = np.zeros((2**10, 2**10), "f4")
+    document = {"class_name": "Sequential", "config": {"name": "m", "layers": [layer("Dense", name="d", units=2**10)]}}
+    path = packed(tmp_path, hdf5_of(h5py, kernel, kernel[0]), document)
+    tracemalloc.start()
+    try:
+        nnfwd.load(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * kernel.nbytes + 2**21
+
+
 def test_a_file_that_does_not_state_the_shape_of_x(h5py, tmp_path):
     entry = edited()["config"]["layers"][0]
     del entry["config"]["batch_input_shape"]
@@ -796,10 +924,16 @@ def test_weights_only_and_architecture_only(h5py, tmp_path):
             nnfwd.load(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         nnfwd.load(tmp_path / "m.json", weights=tmp_path / "none.h5")
-    (tmp_path / "w.h5").write_bytes(b"no")
-    with pytest.raises(ModelFileError, match="w.h5: "):
+    # What is wrong may be in either file.
+    (tmp_path / "m.json").write_text(json.dumps(edited(activation="foo")))
+    with pytest.raises(ModelFileError, match=r"m.json: with the weights of .*w.h5: layer dense .*activation foo"):
         nnfwd.load(tmp_path / "m.json", weights=tmp_path / "w.h5")
-    assert nnfwd.load
+    (tmp_path / "m.json").write_text(json.dumps(edited(use_bias=False)))
+    with pytest.raises(ModelFileError, match=r"m.json: with the weights of .*w.h5: layer dense .*2 variables here"):
+        nnfwd.load(tmp_path / "m.json", weights=tmp_path / "w.h5")
+    (tmp_path / "w.h5").write_bytes(b"no")
+    with pytest.raises(ModelFileError, match=r"m.json: \S*w.h5: the superblock"):
+        nnfwd.load(tmp_path / "m.json", weights=tmp_path / "w.h5")
 
 
 def test_damaged_keras_files(h5py, tmp_path, note):

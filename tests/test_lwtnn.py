@@ -82,6 +82,16 @@ def test_a_single_output_has_no_classes(tmp_path):
     assert net.out_features == 1
 
 
+@pytest.mark.parametrize("activation", ["linear", "sigmoid", {"function": "elu", "alpha": 1.0}])
+def test_outputs_that_are_no_probabilities_of_classes_are_none(activation, tmp_path):
+    layers = [{"architecture": "dense", "weights": [1, 2, 3, 4], "bias": [0, 0], "activation": activation}]
+    assert load(tmp_path, changed(layers=layers)).classes is None
+    layers[0]["activation"] = "softmax"
+    assert load(tmp_path, changed(layers=layers)).classes == ("light", "b")
+    layers.append({"architecture": "normalization", "weights": [1.0, 2.0], "bias": [0.0, 1.0]})
+    assert load(tmp_path, changed(layers=layers)).classes is None
+
+
 def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
@@ -215,7 +225,7 @@ REFUSED = {
     "no layers": (changed(without("layers")), "the network has no layers"),
     "something unknown": (changed(extra=1), "the network has an unknown extra"),
     "a list": ([1, 2], "it holds no JSON object"),
-    "nothing": (b"", "not a valid .json file"),
+    "nothing": (b"", "the file is empty"),
     "no JSON": (b"{]", "not a valid .json file"),
     "no text": (b"\xff\xfe{}", "not a valid .json file"),
     "a key twice": (json.dumps(SMALL).replace('"scale": 2', '"scale": 2, "scale": 3').encode(), "'scale' stands twice"),

@@ -131,6 +131,21 @@ def test_a_folder_of_models(make, tmp_path, note):
             assert np.array_equal(np.load(out), labels[0])
 
 
+def test_one_command_for_a_mixed_folder(tmp_path):
+    models = [path for make in (keras, torch, sklearn, onnx) for path, *_ in make(tmp_path)]
+    done = nnfwd_without("info", *sorted(tmp_path.iterdir()))
+    for path in models:
+        assert (f"{path}: " in done.stdout) != (path.suffix == ".json"), done.stderr
+    # the two halves of a Keras model say that they belong together; nothing else is refused
+    assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == [
+        str(tmp_path / "a.json"), str(tmp_path / "weights.weights.h5"),
+    ]  # fmt: skip
+    assert done.stderr.count("weights=") == 2
+    assert done.stdout.count("not stated: give --activations") == 2 * 3
+    again = nnfwd_without("info", *models, "--weights", tmp_path / "weights.weights.h5")
+    assert again.returncode == 0, again.stderr
+
+
 def test_info_goes_on_after_a_file_it_cannot_read(tmp_path):
     net = nnfwd.Network([nnfwd.Dense([[1.0, np.inf], [np.nan, 2.0]])], classes=["a", "b"], input_shape=(1, 2))
     nnfwd.save(net, tmp_path / "a.npz")

@@ -1,6 +1,7 @@
 """.nnet files: what is read is what the text says, and everything else is refused by line."""
 
 import re
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -96,6 +97,31 @@ def test_networks_of_random_sizes(seed, tmp_path):
     )
 
 
+def test_the_smallest_file_that_holds_its_numbers(tmp_path):
+    text = "1,40,1,40\n40,1\n0\n" + "".join(f"{line}\n" for line in (*["1" + ",1" * 39] * 2, *["1" + ",1" * 40] * 2))
+    net = load(tmp_path, text + "1" + ",1" * 39 + "\n1")
+    assert net(np.ones(40)).tolist() == [2.0]  # normalised 0, bias 1, back: 1 + 1
+
+
+def test_memory(tmp_path):
+    """Of a network, as it is read: itself, and one layer before it is copied."""
+    rng = np.random.default_rng(0)
+    sizes = [300, 300, 300, 300, 1]
+    weights = [rng.standard_normal((n, m)) for m, n in pairwise(sizes)]
+    biases = [np.zeros(n) for n in sizes[1:]]
+    text = written(weights, biases, np.zeros(300), np.ones(300), np.zeros(301), np.ones(301))
+    path = tmp_path / "large.nnet"
+    path.write_text(text)
+    nnfwd.load(path)
+    tracemalloc.start()
+    try:
+        nnfwd.load(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < (3 + 1) * weights[0].nbytes + 2**18
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -119,7 +145,7 @@ def test_numbers_that_are_not_finite_are_kept(tmp_path):
 
 
 REFUSED = {
-    "an empty file": ("", "line 1 is blank or missing: it must hold counts"),
+    "an empty file": ("", "the file is empty"),
     "comments only": ("// a\n// b\n", "line 3 is blank or missing"),
     "three counts": (lines(_3="2,2,1,"), "line 3: 3 counts"),
     "no layers": (lines(_3="0,2,1,3"), "positive whole numbers"),
@@ -135,7 +161,10 @@ REFUSED = {
     "another number of outputs": (lines(_3="2,2,2,3"), "the line before says 2 to 2"),
     "another largest layer": (lines(_3="2,2,1,50"), "at most 3: the line before says 2 to 1, at most 50"),
     "a huge layer": (lines(_3="2,2,1,99999999", _4="2,99999999,1"), "the weight of layer 0 has shape .*limits"),
-    "a layer the text does not hold": (lines(_3="2,2,1,9999999", _4="2,9999999,1"), "line 13: 1 weights of layer 0"),
+    "a layer the text does not hold": (
+        lines(_3="2,2,1,9999999", _4="2,9999999,1"),
+        "line 4: such layers have 39999997 weights and biases: 145 bytes cannot hold them",
+    ),
     "a flag": (lines(_5="1,"), "line 5: the flag for symmetric inputs"),
     "two flags": (lines(_5="0,0,"), "line 5: 2 flag: it must be 1"),
     "a minimum too few": (lines(_6="0"), "line 6: 1 input minima: it must be 2"),
@@ -190,7 +219,7 @@ def test_limits(tmp_path):
 
 @pytest.mark.parametrize("argument", ["activations", "prefix", "epsilon", "weights"])
 def test_arguments_it_does_not_need(argument, tmp_path):
-    with pytest.raises(ModelFileError, match=f"needs no {argument}"):
+    with pytest.raises(ModelFileError, match=f"{argument} is nothing that a file of NNet needs"):
         load(tmp_path, SMALL, **{argument: "relu"})
 
 

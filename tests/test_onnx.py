@@ -394,6 +394,53 @@ def test_parameters_are_the_file_s(load):
     same(load(chain(("Selu", [], {"alpha": 2.0, "gamma": 3.0}))), Activation(activations.elu(alpha=2)), Scale(3))
 
 
+@pytest.mark.parametrize(
+    ("given", "to", "dtype"),
+    [("float64", "float32", 1), ("float16", "float32", 1), ("int64", "float32", 1), ("float32", "float64", 11)],
+)
+def test_one_cast_of_the_input(given, to, dtype, load):
+    made = chain(("Cast", [], {"to": dtype}), ("MatMul", ["x", W.T.astype(to)]))
+    made.graph.input[0].type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(given))
+    same(load(made), Dense(W.astype(to)))
+
+
+def test_casts_that_lose_nothing(load):
+    made = chain(("Cast", [], {"to": 1}), ("Cast", [], {"to": 11}), ("Neg",), dtype="float16")
+    same(load(made), Scale(-1))
+
+
+@pytest.mark.parametrize(
+    ("operator", "given"),
+    [("Squeeze", [np.array([-1])]), ("Squeeze", [np.array([1])]), ("Reshape", [np.array([-1])])],
+)
+def test_one_output_squeezed_at_the_end(operator, given, load):
+    made = chain(GEMM, ("Gemm", ["x", W[0, :1].repeat(4)[:, None]]), ("Sigmoid",), (operator, given))
+    net = load(made)
+    assert net.out_features == 1
+    need("onnxruntime")
+    x = normal(20, 3)
+    agree(net, x, session(made).run(None, {"x": x})[0][:, None], "onnxruntime", "float32")
+
+
+def test_one_output_squeezed_as_torch_exports_it(load):
+    torch = need("torch")
+
+    class Squeezed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.linear(x).squeeze(-1)
+
+    module = Squeezed()
+    for opset in (11, 17):
+        net = load(exported(module, 2, 3, opset=opset))
+        x = normal(20, 3)
+        with torch.no_grad():
+            agree(net, x, module(torch.from_numpy(x)).numpy()[:, None], "torch", "float32")
+
+
 def test_limits_and_their_names(load):
     low, high = normal(3) - 5, normal(3) + 5
     clip = activations.clip
@@ -402,6 +449,13 @@ def test_limits_and_their_names(load):
     same(load(chain(("Min", ["x", np.float32(2)]))), Activation(clip(lower=-math.inf, upper=2)))
     same(load(chain(("Clip", [], {"min": 0.0, "max": 6.0}), opset=9)), Activation("relu6"))
     same(load(chain(("Clip", [np.float32(-1), np.float32(1)]))), Activation("hard_tanh"))
+    same(load(chain(("Clip", [np.float32(0)]))), Activation("relu"))
+    for one in (np.float32, lambda a: np.array([a], "float32")):
+        for shape in (("b", 3), ("b", 1)):
+            same(load(chain(("Max", ["x", one(-1)]), ("Min", ["x", one(1)]), shape=shape)), Activation("hard_tanh"))
+            same(load(chain(("Max", ["x", one(0)]), ("Min", ["x", one(6)]), shape=shape)), Activation("relu6"))
+            slope = activations.prelu(negative_slope=0.25)
+            same(load(chain(("PRelu", ["x", one(0.25)]), shape=shape)), Activation(slope))
     same(load(chain(GEMM, ("Clip", []))), Dense(W, B))
 
 
@@ -414,7 +468,7 @@ REFUSED = {
     "convolution": ([("Conv", ["x", W])], "Conv 'n0': an unknown operator"),
     "recurrent": ([("LSTM", ["x", W, W])], "LSTM"),
     "unknown attribute": ([("Relu", [], {"slope": 0.1})], "Relu 'n0': unknown attribute slope"),
-    "attribute of another type": ([("LeakyRelu", [], {"alpha": 1})], "its attribute alpha is a int"),
+    "attribute of another type": ([("LeakyRelu", [], {"alpha": 1})], "its attribute alpha is of type int"),
     "softmax over the batch": ([GEMM, ("Softmax", [], {"axis": 0})], "over axis 0 of 2"),
     "transposed input": ([("Gemm", ["x", W.T], {"transA": 1})], "not transposed"),
     "a bias for each row": ([("Gemm", ["x", W.T, normal(2, 4)])], r"its bias \(2, 4\)"),
@@ -429,6 +483,19 @@ REFUSED = {
     "divided by x": ([("Div", [np.float32(1), "x"])], "must be its first input"),
     "training": ([("Dropout", [np.float32(0.5), np.array(True)])], "training mode"),
     "cast between layers": ([GEMM, ("Cast", [], {"to": 10})], "from float32 to float16"),
+    "cast to a narrower dtype and back": (
+        [("Cast", [], {"to": 10}), ("Cast", [], {"to": 1}), ("MatMul", ["x", W.T])],
+        "Cast 'n1' to float32 rounds x to float16 first: cannot be represented",
+    ),
+    "cast twice": (
+        [("Cast", [], {"to": 1}), ("Cast", [], {"to": 10}), ("MatMul", ["x", W.T.astype("f2")])],
+        "rounds x to float32 first",
+        {"dtype": "float64"},
+    ),
+    "squeezed in the middle": (
+        [("MatMul", ["x", W[:1].T]), ("Squeeze", [np.array([-1])]), ("Tanh",)],
+        r"\(\?, 1\) to \(\?\).* at the very end: leave it out and reshape the result",
+    ),
     "cast to an integer": ([("Cast", [], {"to": 7})], "from float32 to int64"),
     "flattened after a layer": ([GEMM, ("Reshape", [np.array([-1, 2])])], "cannot be given the shape"),
     "a limit for each feature": ([("Clip", [normal(3)])], r"Clip 'n0': its input 1 is \(3,\)"),
@@ -514,15 +581,19 @@ def test_split_elsewhere_is_refused(load):
 @pytest.mark.filterwarnings("ignore")
 def test_several_outputs_are_refused(load):
     made = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Tanh", ["a"], ["b"])]
-    with pytest.raises(ModelFileError, match="2 outputs: one is needed: a, b"):
+    with pytest.raises(ModelFileError, match="2 outputs, a, b: one is read, of a classifier its probabilities"):
         load(model(made, outputs=("a", "b")))
     skl2onnx = need("skl2onnx")
     from sklearn.neural_network import MLPClassifier
 
     x = normal(60, 4)
     several = MLPClassifier((3,), max_iter=5).fit(x, np.stack([x[:, 0] > 0, x[:, 1] > 0], 1))
-    with pytest.raises(ModelFileError, match="2 outputs"):
+    with pytest.raises(ModelFileError, match=r"2 outputs.*zipmap.*or load the estimator or its \.skops"):
         load(skl2onnx.to_onnx(several, x[:1]))
+    one = classifier([3, 5, 7])
+    options = {id(one[-1]): {"zipmap": "columns"}}
+    with pytest.raises(ModelFileError, match=r"4 outputs, \w+, \w+, \w+, \w+: one is read.*zipmap': False"):
+        load(skl2onnx.to_onnx(one, x[:1], options=options))
 
 
 def edited(change):
@@ -749,9 +820,6 @@ def test_an_edited_graph_decides_over_its_description(tmp_path, load):
         text = made.metadata_props[0].value
         made.metadata_props[0].value = text.replace("0.3", "0.4")
 
-    def nonsense(made):
-        made.metadata_props[0].value = "{"
-
     net = written(OWN, tmp_path)
     weight(net)
     assert load(net) == Network(
@@ -760,10 +828,99 @@ def test_an_edited_graph_decides_over_its_description(tmp_path, load):
     net = written(OWN, tmp_path)
     operator(net)
     assert [layer.activation.name for layer in load(net)] == ["identity", "tanh", "identity"]
-    for change in (slope, nonsense):
-        net = written(OWN, tmp_path)
-        change(net)
-        assert load(net)[1].activation.parameters["negative_slope"] == float(np.float32(0.3))
+    net = written(OWN, tmp_path)
+    slope(net)
+    assert load(net)[1].activation.parameters["negative_slope"] == float(np.float32(0.3))
+
+
+def _narrower(made):
+    made.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    for tensor in made.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("f2"), tensor.name))
+
+
+def _another_weight(made):
+    next(t for t in made.graph.initializer if t.name == "layers.1.bias").name = "b"
+    next(n for n in made.graph.node if n.name == "layers.1.Gemm").input[2] = "b"
+
+
+def _one_layer_more(made):
+    made.graph.node[-1].output[0] = "h"
+    made.graph.node.append(helper.make_node("Neg", ["h"], ["y"], "layers.4.Neg"))
+
+
+def _of_two_dtypes(made):
+    tensor = next(t for t in made.graph.initializer if t.name == "layers.1.bias")
+    tensor.CopyFrom(numpy_helper.from_array(B.astype("float64"), tensor.name))
+
+
+@pytest.mark.parametrize("change", [_narrower, _another_weight, _one_layer_more, _of_two_dtypes])
+def test_what_a_graph_cannot_say_outlives_an_edit(change, tmp_path, load):
+    """Another program's, or the form of another version of nnfwd."""
+    made = written(OWN, tmp_path)
+    change(made)
+    net = load(made)
+    assert (net.classes, net.input_shape) == (("a", "b", "c"), (1, 3))
+    if change is not _narrower:
+        assert net[0].scale == float(np.float32(0.1))  # the graph's
+
+
+def test_what_does_not_fit_an_edited_graph_is_left_out(tmp_path, load):
+    other = Network([Dense(normal(2, 3))])  # whose outputs are fewer
+    text = written(OWN, tmp_path).metadata_props[0].value
+    made = written(other, tmp_path)
+    made.metadata_props[0].value = text
+    net = load(made)
+    assert net == Network(other, input_shape=(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"format"', '"format'),
+        ('"layers"', '"lagers"'),
+        ('"format": 1', '"format": 2'),
+        ('"dense"', '"danse"'),
+        ("leaky_relu", "leaky_rely"),
+        ('"negative_slope": 0.3', '"negative_slope": 1' + 400 * "0"),
+        ('"classes"', '"glasses"'),
+        ('"classes": ["a", "b", "c"]', '"classes": "abc"'),
+        ('["a", "b", "c"]', '["a", "b", "b"]'),
+        ('["a", "b", "c"]', '["a", "b"]'),
+        ('["a", "b", "c"]', '["a", "b", []]'),
+        ("[1, 3]", "[1, 2]"),
+        ("[1, 3]", "3"),
+    ],
+)
+def test_a_damaged_description_is_refused(before, after, tmp_path, load):
+    """Its classes would be lost."""
+    made = written(OWN, tmp_path)
+    text = made.metadata_props[0].value
+    assert text.count(before) >= 1
+    made.metadata_props[0].value = text.replace(before, after)
+    with pytest.raises(ModelFileError):
+        load(made)
+
+
+def test_no_description_but_an_object_and_one_is_read(tmp_path, load):
+    made = written(OWN, tmp_path)
+    for text in ("{", "[]", "null"):
+        made.metadata_props[0].value = text
+        with pytest.raises(ModelFileError):
+            load(made)
+    made = written(OWN, tmp_path)
+    made.metadata_props.add(key="nnfwd", value="{}")
+    with pytest.raises(ModelFileError, match="2 descriptions by nnfwd"):
+        load(made)
+
+
+def test_a_saved_clip_stays_a_clip(tmp_path, load):
+    for lower, upper in ((0.0, 6.0), (-1.0, 1.0), (0.0, math.inf)):
+        net = Network([Dense(W, B, activations.clip(lower=lower, upper=upper))])
+        made = written(net, tmp_path)
+        assert repr(load(made)) == repr(net)
+        del made.metadata_props[:]
+        assert load(made)[0].activation.name in ("relu6", "hard_tanh", "relu")
 
 
 # Damaged files

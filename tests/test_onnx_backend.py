@@ -12,29 +12,38 @@ need("jax")  # which has bfloat16
 
 from onnx.backend.test import BackendTest  # noqa: E402
 from onnx.backend.test.loader import load_model_tests  # noqa: E402
-from peers.onnx_backend import NnfwdBackend  # noqa: E402
+from peers.onnx_backend import AxisMovingBackend, NnfwdBackend  # noqa: E402
 
-_CASES = """
-BatchNorm1d_3d_input_eval BatchNorm2d_eval BatchNorm2d_momentum_eval BatchNorm3d_eval BatchNorm3d_momentum_eval ELU
-LeakyReLU LeakyReLU_with_negval Linear Linear_no_bias LogSoftmax PReLU_1d PReLU_1d_multiparam PReLU_2d
-PReLU_2d_multiparam PReLU_3d PReLU_3d_multiparam ReLU SELU Sigmoid Softmax Softmin Softplus Tanh batchnorm_epsilon
-batchnorm_example celu celu_bfloat16 celu_float16 clip clip_default_inbounds clip_default_inbounds_expanded
-clip_default_max clip_default_min clip_example clip_inbounds clip_min_greater_than_max clip_outbounds
-clip_splitbounds dropout_default dropout_default_old dropout_default_ratio dropout_random_old elu elu_default
-elu_example exp exp_example flatten_axis0 flatten_axis1 flatten_axis2 flatten_axis3 flatten_default_axis
+from nnfwd.errors import ModelFileError  # noqa: E402
+
+_AS_THEY_ARE = """
+ELU LeakyReLU LeakyReLU_with_negval Linear Linear_no_bias LogSoftmax PReLU_1d PReLU_2d PReLU_3d ReLU SELU Sigmoid
+Softmax Softmin Softplus Tanh celu celu_bfloat16 celu_float16 clip clip_default_inbounds
+clip_default_inbounds_expanded clip_default_max clip_default_min clip_example clip_inbounds clip_min_greater_than_max
+clip_outbounds clip_splitbounds dropout_default dropout_default_old dropout_default_ratio dropout_random_old elu
+elu_default elu_example exp exp_example flatten_axis0 flatten_axis1 flatten_axis2 flatten_axis3 flatten_default_axis
 flatten_negative_axis1 flatten_negative_axis2 flatten_negative_axis3 flatten_negative_axis4 gelu_default_1
-gelu_default_2 gelu_tanh_1 gelu_tanh_2 gemm_all_attributes gemm_alpha gemm_beta gemm_default_no_bias
-gemm_default_scalar_bias gemm_default_single_elem_vector_bias gemm_default_vector_bias gemm_default_zero_bias
-gemm_transposeA gemm_transposeB hardsigmoid hardsigmoid_default hardsigmoid_example hardswish hardswish_expanded
-identity leakyrelu leakyrelu_default leakyrelu_example log_softmax_dim3 log_softmax_lastdim logsoftmax_axis_0
-logsoftmax_axis_1 logsoftmax_axis_2 logsoftmax_default_axis logsoftmax_example_1 logsoftmax_large_number
-logsoftmax_negative_axis matmul_1d_3d matmul_2d mish mish_expanded operator_clip operator_exp operator_flatten
-operator_mm operator_selu operator_view prelu_broadcast relu selu selu_default selu_example sigmoid sigmoid_example
-single_relu_model softmax_axis_0 softmax_axis_1 softmax_axis_2 softmax_default_axis softmax_example
-softmax_functional_dim3 softmax_large_number softmax_lastdim softmax_negative_axis softplus softplus_example
-softsign softsign_example swish tanh tanh_example thresholdedrelu thresholdedrelu_default thresholdedrelu_example
+gelu_default_2 gelu_tanh_1 gelu_tanh_2 gemm_alpha gemm_beta gemm_default_no_bias gemm_default_scalar_bias
+gemm_default_single_elem_vector_bias gemm_default_vector_bias gemm_default_zero_bias gemm_transposeB hardsigmoid
+hardsigmoid_default hardsigmoid_example hardswish hardswish_expanded identity leakyrelu leakyrelu_default
+leakyrelu_example log_softmax_dim3 log_softmax_lastdim logsoftmax_axis_2 logsoftmax_default_axis logsoftmax_example_1
+logsoftmax_large_number logsoftmax_negative_axis matmul_1d_3d matmul_2d mish mish_expanded operator_clip operator_exp
+operator_flatten operator_mm operator_selu operator_view prelu_broadcast relu selu selu_default selu_example sigmoid
+sigmoid_example single_relu_model softmax_axis_2 softmax_default_axis softmax_example softmax_functional_dim3
+softmax_large_number softmax_lastdim softmax_negative_axis softplus softplus_example softsign softsign_example swish
+tanh tanh_example thresholdedrelu thresholdedrelu_default thresholdedrelu_example
 """
-CASES = _CASES.split()
+AS_THEY_ARE = _AS_THEY_ARE.split()
+
+# Cases along another axis than the last, the only one a network has: the backend moves that axis there and back.
+_AFTER_MOVING_AN_AXIS = {
+    "BatchNorm1d_3d_input_eval BatchNorm2d_eval BatchNorm2d_momentum_eval BatchNorm3d_eval BatchNorm3d_momentum_eval "
+    "batchnorm_epsilon batchnorm_example": "channels of images are axis 1",
+    "PReLU_1d_multiparam PReLU_2d_multiparam PReLU_3d_multiparam": "slopes for channels, axis 1",
+    "gemm_all_attributes gemm_transposeA": "the input comes transposed",
+    "logsoftmax_axis_0 logsoftmax_axis_1 softmax_axis_0 softmax_axis_1": "over an axis that the node states",
+}
+AFTER_MOVING_AN_AXIS = {name: reason for names, reason in _AFTER_MOVING_AN_AXIS.items() for name in names.split()}
 
 # Cases made of the same operators that no network of ours is, and why.
 LEFT_OUT = {
@@ -71,28 +80,43 @@ COMPOSED = {"hardswish_expanded", "mish_expanded", "Softmin", "Linear_no_bias"}
 """Of other operators besides, which together are one of these."""
 
 
-def _tests():
+def _tests(backend):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the suite's own, while it makes its data
-        suite = BackendTest(NnfwdBackend, __name__)
-    for name in CASES:
+        suite = BackendTest(backend, __name__)
+    for name in (*AS_THEY_ARE, *AFTER_MOVING_AN_AXIS):
         suite.include(f"^test_{name}_cpu$")
     return {test._testMethodName: test for test in suite.test_suite}
 
 
-TESTS = _tests()
+TESTS = _tests(NnfwdBackend)
+MOVING = _tests(AxisMovingBackend)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_case(name):
+def run(tests, name):
     try:
-        TESTS[f"test_{name}_cpu"].debug()
+        tests[f"test_{name}_cpu"].debug()
     except unittest.SkipTest as reason:
         pytest.fail(f"did not run: {reason}")
 
 
-def test_the_lists_are_complete():
-    """Every case of the suite that is made of these operators, and no other, is in one of the two lists, once."""
+@pytest.mark.parametrize("name", AS_THEY_ARE)
+def test_as_it_is(name):
+    run(TESTS, name)
+
+
+@pytest.mark.parametrize("name", AFTER_MOVING_AN_AXIS)
+def test_after_moving_an_axis(name):
+    """Without that, it is refused."""
+    with pytest.raises(
+        ModelFileError, match="must be the last|must be over the last|not transposed|features, . come in"
+    ):
+        run(TESTS, name)
+    run(MOVING, name)
+
+
+def test_the_lists_are_complete(note):
+    """Every case of the suite that is made of these operators, and no other, is in one of the three lists, once."""
     found = set(COMPOSED)
     for kind in ("node", "simple", "pytorch-converted", "pytorch-operator"):
         for case in load_model_tests(kind=kind):
@@ -100,4 +124,8 @@ def test_the_lists_are_complete():
             if {node.op_type for node in model.graph.node} <= OPERATORS:
                 found.add(case.name.removeprefix("test_"))
     left_out = [name for names in LEFT_OUT for name in names.split()]
-    assert sorted(found) == sorted([*CASES, *left_out])
+    assert sorted(found) == sorted([*AS_THEY_ARE, *AFTER_MOVING_AN_AXIS, *left_out])
+    note(
+        f"{len(AS_THEY_ARE)} cases of onnx's backend suite as they are, {len(AFTER_MOVING_AN_AXIS)} after moving an "
+        f"axis; {len(left_out)} are no network"
+    )

@@ -19,6 +19,7 @@ import nnfwd
 from nnfwd import Activation, Dense, Network, Scale, activations
 from nnfwd.cases import Case
 from nnfwd.errors import BackendError, ModelFileError
+from nnfwd.io import description
 
 onnx = need("onnx")
 onnx_writer = importlib.import_module("nnfwd.io.onnx_writer")  # which needs onnx
@@ -221,6 +222,18 @@ def test_weights_stand_there_bit_for_bit():
     assert found["layers.0.weight"].shape == (3, 4, 5)
     assert np.array_equal(found["layers.0.weight"], np.swapaxes(net[0].weight, 1, 2))
     assert np.array_equal(found["layers.0.bias"], net[0].bias[:, None, :])
+
+
+def test_without_data():
+    """What a network is compared by: everything but its arrays, none of them copied."""
+    for net in (mixed(), ensemble()):
+        whole, bare = onnx_writer.model(net), onnx_writer.model(net, data=False)
+        _, arrays = description.describe(net)
+        left_out = [tensor for tensor in bare.graph.initializer if not tensor.HasField("raw_data")]
+        assert {tensor.name for tensor in left_out} == set(arrays)
+        for tensor in left_out:
+            tensor.raw_data = next(t for t in whole.graph.initializer if t.name == tensor.name).raw_data
+        assert bare == whole
 
 
 def test_a_network_without_weights():

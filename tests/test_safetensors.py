@@ -154,6 +154,30 @@ def test_a_state_dict_of_torch_is_read(tmp_path):
     )
 
 
+def test_tied_weights_are_written_once_and_read_twice(tmp_path):
+    torch = need("torch")
+    need("safetensors")
+    import safetensors.torch as safetensors_torch
+
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3))
+    module[2].weight = module[0].weight
+    path = tmp_path / "a.safetensors"
+    safetensors_torch.save_model(module, path, metadata={"format": "pt", "0.bias": "0.weight"})
+    assert len(header_of(path)) == 4  # one weight, two biases, the metadata
+    assert nnfwd.load(path, activations=["tanh", "identity"]) == nnfwd.from_torch(module)
+
+
+def test_tied_weights_are_not_copied_without_end(tmp_path):
+    path = tmp_path / "a.safetensors"
+    metadata = {f"{i}.weight": "0.weight" for i in range(1, 3000)}
+    data = file_of({"__metadata__": metadata, "0.weight": entry([500, 500], 0, 10**6)}, bytes(10**6))
+    path.write_bytes(data)
+    assert "raise limits.expansion" in str(attempt(path, activations="relu"))
+    absent = {"__metadata__": {"0.bias": "1.bias", "format": "0"}, "0.weight": entry([1, 2], 0, 8)}
+    path.write_bytes(file_of(absent, np.ones(2, "<f4").tobytes()))
+    assert nnfwd.load(path, activations="relu") == Network([Dense(np.ones((1, 2), "f4"), None, "relu")])
+
+
 def test_integers_beside_the_weights(tmp_path):
     """`num_batches_tracked` and masks may be there; they never become weights."""
     path = tmp_path / "a.safetensors"

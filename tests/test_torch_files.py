@@ -3,6 +3,9 @@
 The pickles of hostile files are put together here, opcode by opcode; nothing of that needs PyTorch.
 """
 
+import argparse
+import collections
+import datetime
 import io
 import os
 import struct
@@ -124,7 +127,8 @@ def test_networks_of_random_sizes_live_and_from_files(dtype, torch, tmp_path, no
         worst = max(worst, agree(live, x, outputs(torch, module, x, dtype), "torch", dtype))
         path = tmp_path / "a.pt"
         torch.save(module.state_dict(), path, pickle_protocol=2 + seed % 4)
-        assert nnfwd.load(path, activations=ours, epsilon=1e-3) == live
+        normalised = any(isinstance(part, torch.nn.BatchNorm1d) for part in module)
+        assert nnfwd.load(path, activations=ours, epsilon=1e-3 if normalised else None) == live
     note(f"{count} networks of PyTorch, {dtype}: live as from their files, at most {worst:.2f} of what both may be off")
 
 
@@ -166,7 +170,7 @@ def test_dtypes(torch, tmp_path):
 
 def test_any_layout_of_the_weights(torch, tmp_path):
     big = torch.randn(12, 10)
-    weights = [big[:3, :4], big.t()[:5, :3], big[::2, 1::2], big[6:, 5:].clone(), torch.empty(4, 1).t().expand(1, 4)]
+    weights = [big[:3, :4], big.t()[:5, :3], big[::2, 1::2], big[6:, 5:].clone(), torch.randn(4, 1).t().expand(1, 4)]
     torch.save({str(i): {"weight": weight} for i, weight in enumerate(weights)}, tmp_path / "a.pt")
     for i, weight in enumerate(weights):
         net = nnfwd.load(tmp_path / "a.pt", prefix=str(i), activations="identity")
@@ -203,10 +207,59 @@ def test_a_checkpoint(torch, tmp_path):
     assert net == nnfwd.from_torch(torch.nn.Sequential(module[0], module[1], torch.nn.ReLU(), module[2]))
     only = nnfwd.load(path, prefix="state_dict.net.2", activations="identity")
     assert only == Network([Dense(module[2].weight.detach().numpy(), module[2].bias.detach().numpy())])
-    with pytest.raises(ModelFileError, match=r"is a \w+ and no array: choose layers with prefix="):
+    with pytest.raises(ModelFileError, match=r"is no array but \w+: choose layers, prefix="):
         nnfwd.load(path, activations="relu")
     with pytest.raises(ModelFileError, match="no array's name starts with 'model.'"):
         nnfwd.load(path, activations="relu", prefix="model")
+
+
+class Mine:
+    """A class of a caller's."""
+
+
+def beside():
+    """What checkpoints hold beside the weights."""
+    return {
+        "loss": np.float64(1.5), "args": argparse.Namespace(lr=0.1, path=Path("/x")), "when": datetime.datetime(2026, 1, 1),
+        "history": collections.defaultdict(list, {"loss": [1.0]}), "count": collections.Counter("abb"), "set": {1, "a"},
+        "frozen": frozenset({2}), "raw": b"\x00\xff", "long": b"\x00" * 300, "rng": np.arange(5), "mine": Mine(), "type": Mine,
+        "queue": collections.deque([1, 2]), "complex": 1j, "nested": [{"deep": {Path("/y")}}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_objects_beside_the_weights(protocol, torch, tmp_path):
+    path, linear = tmp_path / "a.pt", torch.nn.Linear(3, 2)
+    saved = beside() | {"shape": torch.Size([2]), "device": torch.device("cpu"), "dtype": torch.float32}
+    saved |= {"odd": torch.zeros(2, dtype=torch.complex64), "small": torch.zeros(2).to(torch.float8_e5m2)}
+    torch.save(saved | {"net": linear.state_dict(), "hyper": beside()}, path, pickle_protocol=protocol)
+    assert nnfwd.load(path, prefix="net", activations="identity") == nnfwd.from_torch(linear)
+    torch.save(saved | dict(linear.state_dict()), path, pickle_protocol=protocol)
+    assert nnfwd.load(path, activations="identity") == nnfwd.from_torch(linear)
+
+
+def test_an_object_in_the_place_of_weights_is_refused_by_name(torch, tmp_path):
+    path, linear = tmp_path / "a.pt", torch.nn.Linear(3, 2)
+    advice = r"save a state dict: torch\.save\(model\.state_dict\(\), path\)"
+    history = collections.defaultdict(list, linear.state_dict())
+    cases = [
+        ({"model": linear}, None, r"model is a .*torch\.nn\.modules\.linear\.Linear"), ({"model": linear, "x": linear.bias}, "model", r"model is a .*Linear"),
+        ({"net": {"0": history}, "x": linear.bias}, "net.0", r"net\.0 is a .*collections\.defaultdict"), (history, None, r"unknown object collections\.defaultdict"),
+        ({"weight": linear.weight, "bias": np.ones(2)}, None, r"bias is a .*numpy"),
+        ({"0.weight": linear.weight, "0.bias": np.ones(2)}, "0", r"0\.bias is a .*numpy"),
+        ({"a.0.weight": linear.weight, "a.0.bias": np.ones(2)}, "a.", r"a\.0\.bias is a .*numpy"),
+    ]  # fmt: skip
+    for saved, prefix, message in cases:
+        torch.save(saved, path)
+        with pytest.raises(ModelFileError, match=f"{message}.*{advice}"):
+            nnfwd.load(path, prefix=prefix, activations="relu")
+
+
+def test_names_that_share_their_parts(tmp_path):
+    """A hundred thousand objects whose long names are the same two strings."""
+    one = text("a" * 256) + b"\x94" + text("\N{SNAKE}" * 250) + b"\x94"
+    value = b"](" + one + b"\x93" + b"h\x00h\x01\x93" * 60000 + b"e"
+    refused(tmp_path, archived(pickled(dictionary({"other": value}))), "no arrays")
 
 
 # Live modules
@@ -339,9 +392,9 @@ def test_what_is_no_chain_is_refused_by_name(torch):
         (chain(torch, lambda self, x: (self.a(x), self.b(x))[1], a=linear, b=nn.Linear(4, 4)), "b, .*Linear, .*a branch"),
         (chain(torch, lambda self, x: torch.cat([self.a(x), x], 1), a=linear), "function cat.*a branch"),
         (chain(torch, lambda self, x: (self.a(x), x), a=linear), "the output .*a branch"),
-        (chain(torch, lambda self, x: x * torch.sigmoid(x)), "function mul"),
-        (chain(torch, lambda self, x: functional.linear(x, torch.relu(self.a.weight)), a=linear), "branch"),
-        (chain(torch, lambda self, x: functional.linear(weight=x, input=self.a.weight), a=linear), "branch"),
+        (chain(torch, lambda self, x: x * torch.sigmoid(x)), "function mul.*a branch"),
+        (chain(torch, lambda self, x: functional.linear(x, torch.relu(self.a.weight)), a=linear), "relu is given .* where x belongs"),
+        (chain(torch, lambda self, x: functional.linear(weight=x, input=self.a.weight), a=linear), "where x belongs"),
         (chain(torch, lambda self, x: x if x.sum() > 0 else -x), "forward of Chain cannot be traced"),
         (chain(torch, lambda self, x: self.a(x).numpy(), a=linear), "function numpy"),
         (chain(torch, lambda self, x: x @ self.a.weight, a=linear), "function matmul"),
@@ -349,7 +402,7 @@ def test_what_is_no_chain_is_refused_by_name(torch):
         (chain(torch, lambda self, x: functional.softmax(x, 1, dtype=torch.float64)), "dtype=torch.float64"),
         (chain(torch, lambda self, x: x.softmax(1, torch.float64)), "function softmax with"),
         (chain(torch, lambda self, x: x.clamp(max=1)), "max=1"),
-        (chain(torch, lambda self, x: x.clamp(self.a.bias, self.a.bias), a=linear), "function clamp takes"),
+        (chain(torch, lambda self, x: x.clamp(self.a.bias, self.a.bias), a=linear), "function clamp takes the tensor 0.a.bias"),
         (chain(torch, lambda self, x: x.view(2, -1)), "may move numbers"), (chain(torch, lambda self, x: x.t()), "function t "),
         (chain(torch, lambda self, x: self.a(x).view(-1, 4), a=wide), "may move numbers"),
         (chain(torch, lambda self, x: torch.flatten(x)), "from dimension 0"),
@@ -364,6 +417,64 @@ def test_what_is_no_chain_is_refused_by_name(torch):
         assert getattr(module, "training", True)
     with pytest.raises(ShapeError, match="layer 1"):
         nnfwd.from_torch(nn.Sequential(nn.Linear(4, 3), nn.Flatten(), nn.Linear(6, 1)))
+
+
+def test_constants_become_scales(torch):
+    """Each chain and the layers it is read as: a Scale, or the bias of a Linear without one."""
+    nn = torch.nn
+    torch.manual_seed(0)
+    mean, std = torch.randn(4), torch.rand(1, 4) + 0.5
+    bare = nn.Linear(4, 4, bias=False)
+    m, s = mean.numpy(), 1 / std[0].numpy()
+    cases = [
+        (lambda self, x: (x - self.mean) / self.std, [Scale(s, center=m)]),
+        (lambda self, x: torch.tanh(self.bare(x)) * 2 + 0.5, [Dense(bare.weight.detach().numpy(), None, "tanh"), Scale(2.0, shift=0.5)]),
+        (lambda self, x: 2 * x, [Scale(2.0)]), (lambda self, x: x + self.mean, [Scale(1.0, shift=m)]), (lambda self, x: self.mean + x, [Scale(1.0, shift=m)]),
+        (lambda self, x: 1 - x, [Scale(-1.0, center=1.0)]), (lambda self, x: self.mean - x, [Scale(-1.0, center=m)]),
+        (lambda self, x: -x, [Scale(-1.0)]), (lambda self, x: x.neg(), [Scale(-1.0)]), (lambda self, x: x / 4, [Scale(0.25)]),
+        (lambda self, x: torch.div(torch.sub(x, self.mean), self.std), [Scale(s, center=m)]),
+        (lambda self, x: torch.add(torch.mul(input=x, other=self.one), other=3), [Scale(1.5, shift=3.0)]),
+        (lambda self, x: torch.neg(x).add(1).mul_(self.mean), [Scale(-1.0, shift=1.0), Scale(m)]),
+        (lambda self, x: self.mean.mul(x).sub(self.mean).div(2), [Scale(m), Scale(0.5, center=m)]),
+        (lambda self, x: (x + 1) * 2 - self.one, [Scale(1.0, shift=1.0), Scale(2.0), Scale(1.0, center=1.5)]),
+        (lambda self, x: self.bare(x) + self.mean, [Dense(bare.weight.detach().numpy(), m)]),
+        (lambda self, x: self.bare(x) + 1, [Dense(bare.weight.detach().numpy()), Scale(1.0, shift=1.0)]),
+        (lambda self, x: (x - self.mean) / torch.sqrt(self.std + 1), [Scale(1 / torch.sqrt(std[0] + 1).numpy(), center=m)]),
+    ]  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((ROWS, 4))
+    for forward, layers in cases:
+        module = chain(torch, forward, bare=bare)
+        module.mean, module.one = nn.Parameter(mean), torch.tensor(1.5)
+        module.register_buffer("std", std)
+        net = nnfwd.from_torch(module)
+        assert [type(layer) for layer in net] == [type(layer) for layer in layers]
+        assert net == Network(layers), net
+        agree(net, x, outputs(torch, module, x, "float32"), "torch", "float32")
+    for forward, message in (
+        (lambda self, x: 1 / x, "divides by x"), (lambda self, x: torch.add(x, self.mean, alpha=2), "add with .*alpha"),
+        (lambda self, x: torch.div(x, 2, rounding_mode="floor"), "div with .*rounding_mode"),
+        (lambda self, x: x * self.bare.weight, r"mul takes 0.bare.weight of shape \(4, 4\)"), (lambda self, x: x.float(), "function float is not known"),
+        (lambda self, x: x.to(torch.float64), "function to is not known"), (lambda self, x: self.bare.weight @ x, "where x belongs"),
+        (lambda self, x: 2**x, "where x belongs"), (lambda self, x: x**2, "function pow is not known"), (lambda self, x: x * 1j, "function mul with .*1j.* is not known"),
+    ):  # fmt: skip
+        module = chain(torch, forward, bare=bare)
+        module.mean = mean
+        with pytest.raises(ModelFileError, match=message):
+            nnfwd.from_torch(module)
+    for both in (lambda self, x: x + x, lambda self, x: x * self.bare(x), lambda self, x: self.bare(x) - x):
+        with pytest.raises(ModelFileError, match="a branch"):
+            nnfwd.from_torch(chain(torch, both, bare=bare))
+
+
+def test_what_to_pass_instead_is_said(torch):
+    linear = torch.nn.Linear(2, 1)
+    for given, message in (
+        ("net.pt", r"nnfwd\.load"), (Path("net.pt"), r"nnfwd\.load"), (torch.nn.DataParallel(linear), r"pass model\.module"),
+        (torch.compile(linear), r"pass m\._orig_mod"), (chain(torch, lambda self, x: self.a(x).squeeze(-1), a=linear), "leave it out"),
+        (chain(torch, lambda self, x: torch.squeeze(self.a(x), 1), a=linear), r"leave it out, nnfwd gives \(\.\.\., 1\)"),
+    ):  # fmt: skip
+        with pytest.raises(ModelFileError, match=message):
+            nnfwd.from_torch(given)
 
 
 # Files that are no state dicts
@@ -399,7 +510,7 @@ def test_old_and_strange_archives(tmp_path):
     path = tmp_path / "a.pth"
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"))
-    for content in (path.read_bytes(), b"", b"\x80\x02}.", b"junk" + archived(state())):
+    for content in (path.read_bytes(), b"\x80\x02}.", b"junk" + archived(state())):
         path.write_bytes(content)
         with pytest.raises(ModelFileError, match="not a zip"):
             nnfwd.load(path, activations="relu")
@@ -520,18 +631,26 @@ def refused(tmp_path, content, message, **arguments):
     [
         (named("os", "system") + several(text("true")) + b"R", "unknown object os.system"),
         (named("builtins", "eval") + several(text("1")) + b"R", "unknown object builtins.eval"),
-        (named("torch._utils\nx", "y"), "unknown object torch._utils.x"),
+        (named("torch._utils\nx", "y"), "opcode 0x79"),
         (named("torch", "_utils._rebuild_tensor_v2"), "unknown object torch._utils._rebuild_tensor_v2"),
         (named("torch\x1b[2J", "FloatStorage"), r"unknown object torch\x1b[2J.FloatStorage"),
         (b"c" + b"a" * 10**6, "a name without an end"),
         (text("os") + text("system") + b"\x93", "unknown object os.system"),
-        (text("a" * 10**6) + text("b") + b"\x93", f"unknown object {'a' * 256}.b"),
+        (text("a" * 10**6) + text("b") + b"\x93", "a name of more than 256 characters"),
         (number(1) + text("system") + b"\x93", "a int where a str belongs"),
         (named("torch", "FloatStorage") + b")R", "calls a str"),
         (named("collections", "OrderedDict") + b"]R", "a list where a tuple belongs"),
         (named("torch._utils", "_rebuild_parameter") + several(*[b"N"] * 9) + b"R", "takes 3 positional arguments"),
         (named("torch", "Tensor") + b")\x81", "unknown object torch.Tensor"),
-        (named("collections", "OrderedDict") + b")\x81", "opcode 0x81"),
+        (named("collections", "OrderedDict") + b")\x81", "a function where a UnknownObject belongs"),
+        (named("os", "system") + b")}\x92", "unknown object os.system"),
+        (named("collections", "OrderedDict") + b")}\x92", "a function where a UnknownObject belongs"),
+        (ORDERED + b"(N\x90", "a dict where a UnknownObject belongs"),
+        (b"\x8f(Ntb", "unknown object builtins.set"),
+        (b"(N\x91", "unknown object builtins.frozenset"),
+        (b"B\xff\xff\xff\xff", "ends early"),
+        (b"\x96" + b"\xff" * 8, "ends early"),
+        (b"C\x01a", "weight is a bytes, no tensor"),
         (b"i" + b"os\nsystem\n", "opcode 0x69"),
         (b"\x82\x01", "opcode 0x82"),
         (b"\x8b\xff\xff\xff\x7f", "opcode 0x8b"),

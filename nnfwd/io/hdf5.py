@@ -65,13 +65,15 @@ class Group:
         return found
 
 
-def read(file: IO[bytes], limits: Limits) -> Group:
+def read(file: IO[bytes], limits: Limits, *, start: int = 0, size: int | None = None) -> Group:
     """The root group of an HDF5 file; all metadata is read and checked now, the values of a dataset when asked for.
+
+    Where the HDF5 file is a part of another, it has `size` bytes from `start`.
 
     Raises:
         ModelFileError: for a file that is damaged, beyond the limits, or has what is not read.
     """
-    source = _Source(file, limits)
+    source = _Source(file, limits, start, file_size(file) if size is None else size)
     root = _object(source, _superblock(source), "/", 0)
     if not isinstance(root, Group):
         raise ModelFileError("the root is not a group")
@@ -122,8 +124,8 @@ class _Cursor:
 class _Source:
     """The file, and what may still be read of it."""
 
-    def __init__(self, file: IO[bytes], limits: Limits) -> None:
-        self._file, self.limits, self._size = file, limits, file_size(file)
+    def __init__(self, file: IO[bytes], limits: Limits, start: int, size: int) -> None:
+        self._file, self.limits, self._start, self._size = file, limits, start, size
         # An honest file has every block once; the rest is for the overhead, and for names and strings, charged again.
         self._metadata = min(8 * self._size, limits.metadata)
         self._stored = self._size
@@ -139,7 +141,7 @@ class _Source:
         return address
 
     def raw(self, address: int | None, size: int, what: str) -> bytes:
-        self._file.seek(self.check(address, size, what))
+        self._file.seek(self._start + self.check(address, size, what))
         return read_exactly(self._file, size, what)
 
     def spend(self, size: int) -> None:

@@ -15,7 +15,9 @@ import json
 import math
 import os
 import re
+import struct
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -27,8 +29,8 @@ from nnfwd.activations import Function
 from nnfwd.errors import ModelFileError, NnfwdError
 from nnfwd.io import building, hdf5
 from nnfwd.io.building import Builder
-from nnfwd.io.reading import Archive, Given, Limits, Tensor, opened, parse_json
-from nnfwd.layers import Dense, Parameters
+from nnfwd.io.reading import Archive, Given, Limits, Tensor, opened, parse_json, read_exactly
+from nnfwd.layers import Dense, Parameters, leaves
 from nnfwd.network import Network
 
 
@@ -39,9 +41,26 @@ def read(file: IO[bytes], given: Given) -> Network:
     if not isinstance(metadata, dict):
         raise ModelFileError("metadata.json is no object")
     model = _document(parse_json(archive.read("config.json", metadata=True), given.limits))
-    weights = hdf5.read(io.BytesIO(archive.read("model.weights.h5")), given.limits)
-    _place_by_class(model, weights)
+    _place_by_class(model, _weights(file, archive, given.limits))
     return _network(model, _version(_stated(metadata, "keras_version")), given.limits)
+
+
+def _weights(file: IO[bytes], archive: Archive, limits: Limits) -> hdf5.Group:
+    """Those of a `.keras` file: read in place where they are not compressed, which Keras does not."""
+    name = "model.weights.h5"
+    info = archive.find(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        return hdf5.read(io.BytesIO(archive.read(name)), limits)
+    if info.file_size != info.compress_size:
+        raise ModelFileError(f"{name} has {info.compress_size} bytes, not {info.file_size}")
+    with archive.open(name) as stream:
+        while stream.read(2**20):  # to the end, where its checksum is compared
+            pass
+    # Before the data: 30 bytes, of which the last 4 say how long the name and an extra field after them are.
+    # https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7
+    file.seek(info.header_offset + 26)
+    name_size, extra_size = struct.unpack("<HH", read_exactly(file, 4, name))
+    return hdf5.read(file, limits, start=info.header_offset + 30 + name_size + extra_size, size=info.file_size)
 
 
 def read_h5(file: IO[bytes], given: Given) -> Network:
@@ -102,7 +121,7 @@ def from_keras(model: Any, /) -> Network:
     try:
         text = json.dumps({"class_name": kind.__name__, "config": model.get_config()}, default=lambda a: a.tolist())
     except Exception as error:  # whatever the configuration of a layer of one's own raises
-        raise ModelFileError(f"Keras cannot describe the model: {error}") from error
+        raise ModelFileError(f"Keras cannot describe the model: {' '.join(str(error).split())}") from error
     limits = Limits()
     described = _document(parse_json(text.encode(), limits))
     _place_live(described, model)
@@ -114,7 +133,7 @@ _OWN_CLASS = (
     "put its layers into a keras.Sequential or a functional keras.Model (they keep their weights), or take its arrays: "
     "nnfwd.from_state_dict or Network.from_arrays, which need each kernel transposed"
 )
-_UNBUILT = "a model that is not built has none: call it once on an input, or model.build(shape), before it is saved or read"
+_UNBUILT = "a model that is not built has none: call it once on an input, or model.build(shape), before that"
 
 
 # The document
@@ -287,6 +306,14 @@ def _source(name: str, nodes: Any) -> str | None:
     return _only(tensors, f"the input of {name}")
 
 
+_REPEATED = 2**24
+"""Bytes that the arrays of channels may have once they are repeated; a file need not be large to ask for more."""
+
+
+def _tiled(parameters: Parameters, times: int) -> Parameters:
+    return {k: _tiled(v, times) if isinstance(v, dict) else np.tile(v, times) for k, v in parameters.items()}
+
+
 # What each layer states and how it is used. Settings of training have no effect here.
 _WITHOUT_EFFECT = re.compile(
     "name|trainable|dtype|batch_input_shape|batch_shape|input_(shape|dtype|dim|length)"
@@ -386,7 +413,7 @@ def _shape(value: Any) -> tuple[int | None, ...]:
 
 
 def _version(stated: Any) -> tuple[int, int]:
-    """Major and minor version of the Keras that wrote a file; where none is stated, (0, 0), and it is read as Keras 1."""
+    """Major and minor version of the Keras that wrote a file; (0, 0) where none is stated: it is read as Keras 1."""
     found = re.match(r"(\d{1,3})\.(\d{1,3})", stated) if isinstance(stated, str) else None
     if stated is not None and (found is None or not 1 <= int(found[1]) <= 3):
         raise ModelFileError(f"written by Keras {str(stated)[:40]}: versions 1 to 3 are read")
@@ -655,7 +682,7 @@ class _Pass:
                 raise ModelFileError(f"the activation {str(name)[:40]} is a function of somebody's own")
             value = name
         if isinstance(value, dict) and value.get("class_name", "__lambda__") == "__lambda__":  # which 3.15 leaves out
-            raise ModelFileError("its activation is a lambda: it cannot be represented, give it one of Keras' own by name")
+            raise ModelFileError("its activation is a lambda, which cannot be represented: name one of Keras' own")
         if isinstance(value, dict):
             kind, config = _class_of(value)
             if kind not in self._FUNCTIONS or not isinstance(config, dict):
@@ -767,7 +794,9 @@ class _Pass:
             mean, variance = (self._values(config, name) for name in ("mean", "variance"))
         with np.errstate(all="ignore"):
             deviation = np.maximum(np.sqrt(variance.astype("float64")), 1e-7)
-            factor = (deviation if _flag(config, "invert", default=False) else building.reciprocal(deviation)).astype(variance.dtype)
+            factor = (deviation if _flag(config, "invert", default=False) else building.reciprocal(deviation)).astype(
+                variance.dtype
+            )
         scale, offset = self._along_last("variance", factor), self._along_last("mean", mean)
         if config.get("invert"):
             self.builder.scale(scale, shift=offset)
@@ -817,10 +846,11 @@ class _Pass:
 
     def _repeat(self, times: int) -> None:
         """Repeats the arrays of each channel for every place, channels being the last axis."""
-        arrays = [a for x in self.builder.layers for a in (*_own(x.parameters), *x.activation.arrays.values())]
-        size = times * sum(a.nbytes for a in arrays)
+        layers = self.builder.layers
+        size = times * sum(a.nbytes for x in layers for a in leaves(x.parameters))
         if size > _REPEATED:
-            raise ModelFileError(f"what stands before takes {size} bytes for x {self.shape}: put Flatten first")
+            raise ModelFileError(f"what stands before it would have {size} bytes for every element: put Flatten first")
+        self.builder.layers = [x if x.in_features is None else x.renew(_tiled(x.parameters, times)) for x in layers]
 
     def _reshape(self, layer: _Layer) -> None:
         target = _stated(layer.config, "target_shape")

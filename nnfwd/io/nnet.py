@@ -48,7 +48,9 @@ def read(file: IO[bytes], given: Given) -> Network:
         check_tensor(f"the weight of layer {i}", shape, "float64", given.limits)
     count = sum((width + 1) * rows for width, rows in pairwise(sizes))
     if 2 * count > size + 1:  # a digit and what separates it from the next
-        raise ModelFileError(f"{lines.place}: such layers have {count} weights and biases: {size} bytes cannot hold them")
+        raise ModelFileError(
+            f"{lines.place}: such layers have {count} weights and biases: {size} bytes cannot hold them"
+        )
     if lines.next(1, "flag")[0] != 0:
         raise ModelFileError(f"{lines.place}: the flag for symmetric inputs is set, which is read only where it is 0")
 
@@ -102,8 +104,9 @@ class _Lines:
 
     def end(self) -> None:
         """Raises `ModelFileError` unless nothing but blanks follows."""
-        if self._file.read(self._limit).strip():
-            raise ModelFileError(f"{self.place} should be the last one: more follows")
+        while block := self._file.read(2**16):
+            if block.strip():
+                raise ModelFileError(f"{self.place} should be the last one: more follows")
 
     def _line(self, limit: int) -> bytes:
         self._number += 1

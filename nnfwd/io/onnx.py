@@ -5,9 +5,13 @@ The graph is walked back from its output to its input, so a node that joins two 
 of the pass.
 
 A file that nnfwd wrote carries a description of its layers. Where writing the described network would give this very
-graph, that network it is; where the graph was edited since, the graph alone decides.
+graph, that network it is. Where it would give another one, because another program edited the graph or another version
+of nnfwd wrote it, the layers are the graph's alone; the classes and the input's shape, which a graph does not hold, are
+still the description's if they fit.
 """
 
+import contextlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,15 +20,15 @@ from typing import IO, Any
 import numpy as np
 
 from nnfwd import activations
-from nnfwd.errors import ModelFileError, NnfwdError
-from nnfwd.io import description, onnx_writer
+from nnfwd.errors import ModelFileError, ShapeError
+from nnfwd.io import building, description, onnx_writer
 from nnfwd.io.building import Builder
 from nnfwd.io.onnx_graph import DTYPES, Graph, Model, Node, X, parse
 from nnfwd.io.onnx_writer import write
-from nnfwd.io.reading import FLOATS, Given, Limits, Tensor, file_size, read_exactly
+from nnfwd.io.reading import FLOATS, Given, Limits, Tensor, file_size, parse_json, read_exactly
 from nnfwd.layers import Scale
 from nnfwd.network import Network
-from nnfwd.placement import nearest
+from nnfwd.placement import nearest, widest
 
 __all__ = ["read", "write"]
 
@@ -32,20 +36,26 @@ __all__ = ["read", "write"]
 def read(file: IO[bytes], given: Given) -> Network:
     """The network of an ONNX file; its leading Flatten or Reshape and a classifier's labels are kept with it.
 
+    Its output is `(..., out)`, also where out is 1 and the graph ends by squeezing that axis away.
+
     Raises:
         ModelFileError: for what is damaged, beyond the limits or no chain of known operators, by name.
     """
     size = file_size(file)
     model = parse(read_exactly(file, size, "the model"))
     graph = Graph(model, size, given.limits)
-    return _described(model, graph, given.limits) or _Chain(graph, given.limits).network()
-
-
-def _described(model: Model, graph: Graph, limits: Limits) -> Network | None:
-    """The network that the metadata of a file of ours describe, where the graph is what we write for it."""
     texts = [entry.value for entry in model.metadata_props if entry.key == onnx_writer.METADATA]
-    if model.producer_name != "nnfwd" or len(texts) != 1:
-        return None
+    if model.producer_name != "nnfwd" or not texts:
+        return _Chain(graph, given.limits).network()
+    if len(texts) > 1:
+        raise ModelFileError(f"{len(texts)} descriptions by nnfwd: one file has one")
+    return _described(texts[0], model, graph, given.limits)
+
+
+def _described(text: str, model: Model, graph: Graph, limits: Limits) -> Network:
+    """The network of a file of ours: the description's where the graph is what we write for it, else the graph's."""
+    document = parse_json(text.encode(), limits)
+    kept = {name: _list(document, name) for name in ("classes", "input_shape")}
     operators = {node.name for node in graph.nodes}
 
     def fetch(key: str) -> np.ndarray:
@@ -56,11 +66,44 @@ def _described(model: Model, graph: Graph, limits: Limits) -> Network | None:
             found = found[:, 0] if field == "bias" and found.ndim == 3 else found
         return found
 
+    described = None
+    with contextlib.suppress(KeyError, ShapeError):  # of an array that is gone, or has another shape by now
+        described = description.parse(json.dumps(document).encode(), fetch, limits)
+    if described is not None and _is_written_as(described, model):
+        return Network(described, **kept)
+    network = _Chain(graph, limits).network()
+    for name, value in kept.items():
+        if getattr(network, name) is None:
+            with contextlib.suppress(ShapeError):  # it does not fit the layers by now
+                held: dict[str, Any] = {"classes": network.classes, "input_shape": network.input_shape}
+                network = Network(network, **held | {name: value})
+    return network
+
+
+def _list(document: Any, name: str) -> list[Any] | None:
+    """Takes an entry out of a description."""
+    found = document.pop(name, None) if isinstance(document, dict) else None
+    if not isinstance(found, list | None):
+        raise ModelFileError(f"its {name} are described by a {type(found).__name__}: it must be a list")
+    return found
+
+
+def _is_written_as(network: Network, model: Model) -> bool:
+    """Whether writing a network, its arrays taken from the initialisers of a model, gives the graph of this model."""
     try:
-        network = description.parse(texts[0].encode(), fetch, limits)
-        return network if onnx_writer.model(network).graph == model.graph else None
-    except (NnfwdError, LookupError, TypeError, ValueError):
-        return None  # edited since: it describes another graph
+        ours = onnx_writer.model(network, data=False).graph
+    except ModelFileError:  # it has what the writer refuses
+        return False
+    theirs = model.graph
+    return (
+        all(getattr(ours, part) == getattr(theirs, part) for part in ("node", "input", "output"))
+        and len(ours.initializer) == len(theirs.initializer)
+        and all(
+            (a.name, a.dims, a.data_type) == (b.name, b.dims, b.data_type)
+            and (not a.HasField("raw_data") or a.raw_data == b.raw_data)
+            for a, b in zip(ours.initializer, theirs.initializer, strict=True)
+        )
+    )
 
 
 # Formulas that are activations. `X` is the value that goes in, another name a constant that becomes the parameter of
@@ -88,7 +131,7 @@ _PATTERNS: dict[str, list[tuple[str, Any]]] = {
     "Div": [("softsign", ("Div", X, ("Add", ("Abs", X), 1.0)))],
     "Log": [("log_sigmoid", ("Log", ("Sigmoid", X)))],
     "Neg": [("log_sigmoid", ("Neg", ("Softplus", ("Neg", X))))],
-    "Max": [("relu", ("Max", X, 0.0)), ("clip", ("Max", X, "lower"))],
+    "Max": [("clip", ("Max", X, "lower"))],
     "Min": [("clip", ("Min", ("Max", X, "lower"), "upper")), ("clip", ("Min", X, "upper"))],
     "Reshape": [
         *(("view", ("Reshape", X, shape)) for shape in _SHAPES),
@@ -152,6 +195,8 @@ class _Chain:
         self.builder = Builder(limits)
         self.dtype, self.shape = _input_type(graph.input)
         """Of the value reached so far; a None is a free axis."""
+        self.is_rounded = False
+        """Whether the input was cast to a dtype that does not hold all its values."""
         self.given = list(self.shape)
         """The shape of the input."""
         self.members: int | None = None
@@ -221,7 +266,10 @@ class _Chain:
             classes += [] if found is None else [found]
         if len(sources) != 1 or not classes or classes != classes[:1] * len(classes):
             names = ", ".join(name[:60] for name in graph.outputs[:5])
-            raise ModelFileError(f"the model has {len(graph.outputs)} outputs: one is needed: {names}")
+            raise ModelFileError(
+                f"the model has {len(graph.outputs)} outputs, {names}: one is read, of a classifier its probabilities "
+                "(convert with skl2onnx's options={id(model): {'zipmap': False}}, or load the estimator or its .skops)"
+            )
         source = sources.pop()
         second = graph.match(_TWO_CLASSES, source, {})
         return (source if second is None else second[X]), classes[0]
@@ -262,8 +310,11 @@ class _Chain:
             self.builder.scale(scale, center=center, shift=shift)
 
     def _activation(self, name: str, **parameters: Any) -> None:
+        self._function(activations.named(name)(**parameters))
+
+    def _function(self, function: activations.Function) -> None:
         self._flush()
-        self.builder.activation(activations.named(name)(**parameters))
+        self.builder.activation(function)
 
     def _tensor(self, node: Node, index: int) -> Tensor | None:
         """The plan of a constant input; None where an optional one is absent."""
@@ -312,8 +363,15 @@ class _Chain:
             return
         given: dict[str, Any] = {name: self._per_feature(constant, step.node) for name, constant in step.found.items()}
         if step.activation == "clip":
-            given = {"lower": -math.inf, "upper": math.inf} | given
-        self._activation(str(step.activation), **given)
+            self._between(**given)
+        else:
+            self._activation(str(step.activation), **given)
+
+    def _between(self, lower: float | np.ndarray = -math.inf, upper: float | np.ndarray = math.inf) -> None:
+        if np.size(lower) == np.size(upper) == 1:
+            self._function(building.clip(float(np.asarray(lower).item()), float(np.asarray(upper).item())))
+        else:
+            self._activation("clip", lower=lower, upper=upper)
 
     def _named(self, step: _Step) -> None:
         name, parameters = _ACTIVATIONS[step.node.operator]
@@ -354,7 +412,7 @@ class _Chain:
         slope = self._per_feature(self._named_input(node, 1), node)
         if self.graph.opset < 7 and not isinstance(slope, float) and len(self.shape) != 2:
             raise ModelFileError(f"{node}: its slopes go with axis 1 of {len(self.shape)}: it must be the last")
-        self._activation("prelu", negative_slope=slope)
+        self._function(building.prelu(np.asarray(slope)))
 
     def _named_input(self, node: Node, index: int) -> str:
         if self._tensor(node, index) is None:
@@ -367,11 +425,8 @@ class _Chain:
             limits = node.number("min", -math.inf), node.number("max", math.inf)
         else:
             limits = self._number(node, 1, -math.inf), self._number(node, 2, math.inf)
-        own = {(-math.inf, math.inf): "identity", (0.0, 6.0): "relu6", (-1.0, 1.0): "hard_tanh"}
-        if limits in own:
-            self._activation(own[limits])
-        else:
-            self._activation("clip", lower=limits[0], upper=limits[1])
+        if limits != (-math.inf, math.inf):
+            self._between(*limits)
 
     def _number(self, node: Node, index: int, default: float) -> float:
         if self._tensor(node, index) is None:
@@ -477,9 +532,8 @@ class _Chain:
 
     def _div(self, step: _Step) -> None:
         value = self._constant(step)
-        with np.errstate(all="ignore"):
-            inverse = 1 / np.asarray(value, "float64")
-        self._affine(1, float(inverse) if isinstance(value, float) else inverse.astype(value.dtype))
+        inverse = building.reciprocal(np.asarray(value))
+        self._affine(1, float(inverse) if isinstance(value, float) else inverse)
 
     def _neg(self, _: _Step) -> None:
         self._affine(1, -1.0)
@@ -536,6 +590,10 @@ class _Chain:
         dtype = DTYPES.get(number, f"data type {number}")
         if dtype != self.dtype and (self._built() or dtype not in FLOATS):
             raise ModelFileError(f"{node} from {self.dtype} to {dtype}: only the input may be cast, to a real dtype")
+        if dtype != self.dtype:
+            if self.is_rounded:
+                raise ModelFileError(f"{node} to {dtype} rounds x to {self.dtype} first: cannot be represented")
+            self.is_rounded = self.dtype not in FLOATS or widest([self.dtype, dtype]) != dtype
         self.dtype = dtype
 
     def _split(self, step: _Step) -> None:
@@ -624,7 +682,7 @@ class _Chain:
     def _reshape_to(self, node: Node, after: list[int | None], axis: int | None = None) -> None:
         """Keeps the features, the last axis; or joins the axes of the input from `axis` on, the one after the batch."""
         before = self.shape
-        if after == before:
+        if after == before or (node.outputs[0] in self.graph.outputs and after == before[:-1] and before[-1] == 1):
             return
         self._flush()
         untouched = all(isinstance(layer, Scale) and layer.in_features is None for layer in self.builder.layers)
@@ -633,7 +691,10 @@ class _Chain:
         if before == self.given and untouched and joined:
             self.builder.input_shape = tuple(n for n in joined if n is not None) if len(joined) > 1 else None
         elif self.members or not (after and before and after[-1] == before[-1] and _ones_apart(after, before)):
-            raise ModelFileError(f"{node} from {_free(before)} to {_free(after)}: only the input can be flattened")
+            raise ModelFileError(
+                f"{node} from {_free(before)} to {_free(after)}: only the input can be flattened, and an axis of one "
+                "output squeezed at the very end: leave it out and reshape the result"
+            )
         self.shape = after
 
 

@@ -45,7 +45,7 @@ class Node:
         """An attribute, which must be of the default's type."""
         value = self.attributes.pop(name, default)
         if type(value) is not type(default):
-            raise ModelFileError(f"{self}: its attribute {name} is a {type(value).__name__}")
+            raise ModelFileError(f"{self}: its attribute {name} is of type {type(value).__name__}")
         return value
 
     def number(self, name: str, default: float) -> float:

@@ -47,8 +47,11 @@ def write(network: Network, path: Path) -> None:
         file.write(data)
 
 
-def model(network: Network, /) -> onnx.ModelProto:
-    """The model of a network; the same for equal networks. Raises as `write`."""
+def model(network: Network, /, *, data: bool = True) -> onnx.ModelProto:
+    """The model of a network; the same for equal networks. Raises as `write`.
+
+    Without `data`, the initialisers of the network's arrays have a name, a shape and a dtype only.
+    """
     text, arrays = description.describe(network)
     dtypes = sorted({array.dtype.name for array in arrays.values()})
     if len(dtypes) > 1:
@@ -74,7 +77,7 @@ def model(network: Network, /) -> onnx.ModelProto:
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
     )
     onnx.helper.set_model_props(made, {METADATA: text})
-    graph = _Graph(made.graph, dtype)
+    graph = _Graph(made.graph, dtype, data)
     h = "x"
     for i, layer in enumerate(network):
         graph.prefix = f"layers.{i}."
@@ -90,9 +93,11 @@ def model(network: Network, /) -> onnx.ModelProto:
 class _Graph:
     """Adds nodes and initialisers to a graph; a value is named after the node that makes it, and goes by that name."""
 
-    def __init__(self, proto: onnx.GraphProto, dtype: str) -> None:
+    def __init__(self, proto: onnx.GraphProto, dtype: str, data: bool) -> None:
         self.proto = proto
         self.dtype = dtype
+        self.data = data
+        """Whether arrays, which have an axis where a number has none, are written with their data."""
         self.prefix = ""
         """What the names of the current layer start with."""
         self.has_members = False
@@ -110,7 +115,12 @@ class _Graph:
     def put(self, name: str, value: Any) -> str:
         """Adds an initialiser of the graph's dtype."""
         name = f"{self.prefix}{name}"
-        self.proto.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, self.dtype), name))
+        value = np.asarray(value, self.dtype)
+        if self.data or not value.ndim:
+            self.proto.initializer.append(onnx.numpy_helper.from_array(value, name))
+        else:
+            element = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            self.proto.initializer.add(name=name, data_type=element, dims=value.shape)
         return name
 
     def number(self, value: float) -> str:

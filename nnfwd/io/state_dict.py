@@ -19,6 +19,8 @@ from nnfwd.layers import to_numpy
 from nnfwd.network import Network
 from nnfwd.placement import dtype_name
 
+UNSTATED = object()
+"""As `activations`: describe what is there, the layers and their shapes, and let activations and epsilon be unknown."""
 _RUNNING = {"running_mean", "running_var"}
 _NORMALISATION = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _Module = tuple[str, dict[str, Tensor]]
@@ -85,17 +87,16 @@ def network(tensors: Mapping[str, Any], given: Given) -> Network:
     if twice:
         raise ModelFileError(f"{_called(twice[0])} is chosen by two of the prefixes {', '.join(prefixes)}")
     kinds = [_kind(*module) for module in modules]
-    functions = iter(
-        _functions(given.activations, [m for m, kind in zip(modules, kinds, strict=True) if kind != "slope"])
-    )
-    epsilon = _epsilon(
-        given.epsilon, [name for (name, _), kind in zip(modules, kinds, strict=True) if kind == "normalisation"]
-    )
+    chosen = list(zip(modules, kinds, strict=True))
+    functions = iter(_functions(given.activations, [module for module, kind in chosen if kind != "slope"]))
+    normalisations = [name for (name, _), kind in chosen if kind == "normalisation"]
+    known = given.activations is not UNSTATED
+    epsilon = _epsilon(given.epsilon, normalisations) if known else 0.0
     builder = Builder(given.limits)
     slope_is_due = False
-    for (name, fields), kind in zip(modules, kinds, strict=True):
+    for (name, fields), kind in chosen:
         if kind == "slope":
-            if not slope_is_due:
+            if known and not slope_is_due:
                 raise ModelFileError(
                     f"{_called(name)} has only a weight {fields['weight'].shape}: "
                     "slopes of a PReLU belong to an activation 'prelu' of the layer before"
@@ -184,6 +185,8 @@ def _kind(name: str, fields: Mapping[str, Tensor]) -> str:
 
 def _functions(asked: Any, layers: Sequence[_Module]) -> Iterable[Function]:
     """The activation after each layer, as the caller says; a prelu's slopes may still be missing."""
+    if asked is UNSTATED:
+        return [activations.identity] * len(layers)
     listed = ", ".join(f"{_called(name)} {_first(fields)}" for name, fields in layers[:8])
     listed += ", ..." if len(layers) > 8 else ""
     if asked is None:

@@ -127,14 +127,18 @@ def _unknown(value: UnknownObject) -> str:
 
 
 def _check_chosen(named: dict[str, Any], prefixes: Sequence[str]) -> None:
-    """Raises `ModelFileError` where an unknown object is in the place of a chosen weight, or of all that are chosen."""
-    unknown = {name: value for name, value in named.items() if isinstance(value, UnknownObject)}
+    """Raises `ModelFileError` where another object is in the place of a chosen weight, or of all that are chosen."""
     starts = [f"{stripped}." if (stripped := prefix.strip().rstrip(".")) else "" for prefix in prefixes]
-    nothing = not any(isinstance(value, _View) for value in named.values())
-    for name, value in unknown.items():
-        weight = name.rpartition(".")[2] in _WEIGHTS
-        if nothing or any(start.startswith(f"{name}.") or (weight and name.startswith(start)) for start in starts):
-            raise ModelFileError(f"{ascii(name[:80])[1:-1]} is a {_unknown(value)}")
+    empty = not any(isinstance(value, _View) for value in named.values())
+    for name, value in named.items():
+        shown = ascii(name[:80])[1:-1]
+        if name.rpartition(".")[2] in _WEIGHTS and name.startswith(tuple(starts)):
+            if isinstance(value, UnknownObject):
+                raise ModelFileError(f"{shown} is a {_unknown(value)}")
+            if not isinstance(value, _View):
+                raise ModelFileError(f"{shown} is a {type(value).__name__}, no tensor")
+        elif isinstance(value, UnknownObject) and (empty or any(start.startswith(f"{name}.") for start in starts)):
+            raise ModelFileError(f"{shown} is a {_unknown(value)}")
 
 
 def _flat(saved: dict[Any, Any], limits: Limits) -> dict[str, Any]:
@@ -373,9 +377,7 @@ _MODULES = {
     "GELU": ("gelu", "approximate"), "Softmax": ("softmax", "dim"), "LogSoftmax": ("log_softmax", "dim"),
 }  # fmt: skip
 _BRANCH = "a branch, and only one chain of layers can be represented"
-_AFFINE = {
-    "add": "add", "sub": "sub", "mul": "mul", "div": "div", "neg": "neg", "truediv": "div",
-}  # fmt: skip
+_AFFINE = ("add", "sub", "mul", "div", "neg")
 _NOTHING = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"}
 
 
@@ -394,8 +396,8 @@ class _Chain:
         """What may still join one Scale, in the order of its stages: center, scale, shift."""
         self._known: dict[Any, str] = {torch.reshape: "reshape", torch.flatten: "flatten"}
         self._known[torch.nn.functional.linear] = "linear"
-        self._known |= {getattr(operator, theirs): ours for theirs, ours in _AFFINE.items()}
-        for name in (*_FUNCTIONS, *_AFFINE.values(), "squeeze"):
+        self._known |= {getattr(operator, {"div": "truediv"}.get(name, name)): name for name in _AFFINE}
+        for name in (*_FUNCTIONS, *_AFFINE, "squeeze"):
             for library in (torch, torch.nn.functional):
                 for spelling in (name, f"{name}_"):
                     if hasattr(library, spelling):
@@ -489,13 +491,15 @@ class _Chain:
         """x + c, x - c, c - x, x * c, x / c and -x."""
         settings = dict(node.kwargs)
         operands = [*node.args, *(settings.pop(key) for key in ("input", "other") if key in settings)]
-        if settings or len(operands) != (1 if name == "neg" else 2):
-            self._refuse(node, f"with {[*operands[2:], *settings]} is not known")
+        known = all(isinstance(value, int | float | self._torch.fx.Node) for value in operands)
+        if settings or not known or len(operands) != (1 if name == "neg" else 2):
+            self._refuse(node, f"with {[*operands[1:], *settings]} is not known")
         others = [value for value in operands if value is not last]
         if len(others) != len(operands) - 1 or not all(map(self._is_constant, others)):
             self._refuse(node, f"takes {' and '.join(map(str, operands))}: {_BRANCH}")
         if name == "neg":
-            return self._stage(1, -1.0)
+            self._stage(1, -1.0)
+            return
         constant = self._constant(node, others[0])
         reverse = operands[0] is not last
         if name == "add":
@@ -522,11 +526,11 @@ class _Chain:
 
     def _add(self, value: float | np.ndarray) -> None:
         layers = self._builder.layers
-        last = layers[-1] if layers and not self._scale and isinstance(value, np.ndarray) else None
-        bare = isinstance(last, Dense) and last.bias is None and last.activation.name == "identity"
-        if bare and last.out_features == len(value):
-            layers[-1] = Dense(last.weight, value)
-            return
+        match layers[-1:]:
+            case [Dense(bias=None, activation=Function(name="identity")) as last] if not self._scale:
+                if isinstance(value, np.ndarray) and last.out_features == len(value):
+                    layers[-1] = Dense(last.weight, value)
+                    return
         self._stage(2, value)
 
     def _stage(self, stage: int, value: float | np.ndarray) -> None:
