@@ -163,7 +163,7 @@ REFUSED = {
     "a huge layer": (lines(_3="2,2,1,99999999", _4="2,99999999,1"), "the weight of layer 0 has shape .*limits"),
     "a layer the text does not hold": (
         lines(_3="2,2,1,9999999", _4="2,9999999,1"),
-        "line 4: such layers have 39999997 weights and biases: 145 bytes cannot hold them",
+        "line 4: such layers have 39999997 weights and biases: 162 bytes cannot hold them",
     ),
     "a flag": (lines(_5="1,"), "line 5: the flag for symmetric inputs"),
     "two flags": (lines(_5="0,0,"), "line 5: 2 flag: it must be 1"),

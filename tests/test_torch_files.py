@@ -168,6 +168,42 @@ def test_dtypes(torch, tmp_path):
             assert np.array_equal(layer.bias, theirs.bias.detach().double().numpy())
 
 
+def test_a_hook_for_all_modules():
+    nn = need("torch").nn
+    module = nn.Linear(2, 2)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, x, y: 2 * y)
+    try:
+        with pytest.raises(ModelFileError, match="a hook is registered for all modules"):
+            nnfwd.from_torch(module)
+    finally:
+        handle.remove()
+    assert nnfwd.from_torch(module).out_features == 2
+
+
+def test_tuples_that_share_tuples_manifold(tmp_path):
+    """Whose whole text has 2**60 times the length of the innermost."""
+    for where in ("shape", "metadata"):
+        shared = b"K\x01\x85" + b"q\x01h\x01\x86" * 60  # (1,), then pairs of the one before
+        plain = {"shape": b"K\x01\x85", "metadata": b""} | {where: shared}
+        storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
+        call = (
+            b"ctorch._utils\n_rebuild_tensor_v2\n("
+            + storage
+            + b"K\x00"
+            + plain["shape"]
+            + b"K\x01\x85\x89}"
+            + plain["metadata"]
+        )
+        pickled = b"\x80\x02}X\x06\x00\x00\x00weight" + call + b"tRs."
+        with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+            archive.writestr("a/data.pkl", pickled)
+            archive.writestr("a/data/0", bytes(4))
+        outcome = attempt(tmp_path / "a.pt", activations="relu")
+        assert isinstance(outcome, ModelFileError)
+        assert len(str(outcome)) < 500
+        assert ("has shape" if where == "shape" else "metadata") in str(outcome)
+
+
 def test_any_layout_of_the_weights(torch, tmp_path):
     big = torch.randn(12, 10)
     weights = [big[:3, :4], big.t()[:5, :3], big[::2, 1::2], big[6:, 5:].clone(), torch.randn(4, 1).t().expand(1, 4)]

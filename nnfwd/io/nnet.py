@@ -16,6 +16,7 @@ from nnfwd import activations
 from nnfwd.errors import ModelFileError
 from nnfwd.io.building import Builder
 from nnfwd.io.reading import Given, Limits, check_tensor, file_size
+from nnfwd.layers import Dense
 from nnfwd.network import Network
 
 # Also nan and infinity, which C's strtod reads; not the underscores and foreign digits that Python's float would.
@@ -68,8 +69,7 @@ def read(file: IO[bytes], given: Given) -> Network:
             row[:] = lines.next(width, f"weights of layer {i}")
         for row in bias:
             row[:] = lines.next(1, f"bias of layer {i}")
-        builder.dense(weight, bias[:, 0])
-        builder.activation("relu" if i < counts[0] - 1 else "identity")
+        builder.add(Dense(weight, bias[:, 0], "relu" if i < counts[0] - 1 else "identity"))
     builder.scale(float(ranges[n]), shift=float(means[n]))
     lines.end()
     return builder.network()

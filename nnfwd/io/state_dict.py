@@ -14,6 +14,7 @@ from nnfwd import activations
 from nnfwd.activations import Function
 from nnfwd.errors import ModelFileError
 from nnfwd.io.building import Builder, prelu
+from nnfwd.io.pickles import UnknownObject
 from nnfwd.io.reading import Given, Limits, Tensor
 from nnfwd.layers import to_numpy
 from nnfwd.network import Network
@@ -126,7 +127,9 @@ def _modules(tensors: Mapping[str, Any], prefix: str) -> list[_Module]:
             name, _, field = key[len(start) :].rpartition(".")
             if isinstance(value, Tensor):
                 found.setdefault(f"{start}{name}".rstrip("."), {})[field] = value
-            elif name:  # an epoch, a learning rate of a checkpoint stand beside the layers, not in one
+            elif (
+                name or field in _NORMALISATION
+            ):  # an epoch, a learning rate of a checkpoint stand beside the layers, not in one
                 others[key] = value
     if not found:
         listed = ", ".join(
@@ -136,7 +139,8 @@ def _modules(tensors: Mapping[str, Any], prefix: str) -> list[_Module]:
         raise ModelFileError(f"{what}: there are {listed}" if listed else what)
     if others:
         name, value = next(iter(others.items()))
-        raise ModelFileError(f"{name} is no array but {type(value).__name__}: choose layers, prefix={_groups(found)}")
+        kind = value if isinstance(value, UnknownObject) else type(value).__name__
+        raise ModelFileError(f"{name} is no array but {kind}: choose layers, prefix={_groups(found)}")
     return _ordered(found)
 
 

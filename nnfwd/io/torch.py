@@ -57,7 +57,7 @@ def _rebuild_tensor(
     if isinstance(storage, UnknownObject):
         return storage
     if metadata:
-        raise ModelFileError(f"a tensor with {', '.join(map(ascii, metadata))}, a view that is not stored as it is")
+        raise ModelFileError("a tensor with metadata ('conj', 'neg'), a view that is not stored as it is")
     return _View(storage, offset, shape, strides)
 
 
@@ -228,9 +228,10 @@ class _Storages:
 def from_torch(module: Any, /) -> Network:
     """The network of a live PyTorch module: an `nn.Sequential`, or any module whose forward is one chain of layers.
 
-    The forward is traced by `torch.fx`, https://docs.pytorch.org/docs/stable/fx.html, with a symbol for x; nothing is
-    computed. Read as at inference, also while it is in training mode. The weights are copied to NumPy, bfloat16 as
-    float32, exactly. A Flatten of all but the rows changes nothing: x is `(..., features)`.
+    Meanwhile `module.training` is False: no other thread should run it. The forward is traced by `torch.fx`,
+    https://docs.pytorch.org/docs/stable/fx.html, with a symbol for x; nothing is computed. Read as at inference, also
+    while it is in training mode. The weights are copied to NumPy, bfloat16 as float32, exactly. A Flatten of all but
+    the rows changes nothing: x is `(..., features)`.
 
     Layers: Linear, BatchNorm1d with running statistics, Identity, Dropout, Flatten, and the activations nnfwd has, as
     modules, functions or methods. A number or a tensor `(features,)` that is added, subtracted, multiplied with or
@@ -256,6 +257,9 @@ def from_torch(module: Any, /) -> Network:
         )
     if inside := _WRAPPERS.get(type(module).__name__):
         raise ModelFileError(f"a {type(module).__name__} wraps the module: pass {inside}")
+    everywhere = torch.nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        raise ModelFileError("a hook is registered for all modules, which may compute anything: remove it first")
     for name, part in module.named_modules():
         if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
             raise ModelFileError(
