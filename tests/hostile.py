@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib  # noqa: F401  # which the message of an unknown name imports when it is first needed
+import encodings.cp437  # noqa: F401  # and zipfile this
 import importlib
 import os
 import sys

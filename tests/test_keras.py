@@ -164,6 +164,15 @@ def test_layers_that_are_activations(keras, name, tmp_path):
     assert len(net) == 1
 
 
+@pytest.mark.parametrize(("units", "settings"), [(1, {}), (4, {"shared_axes": [1]})], ids=["one unit", "shared"])
+def test_a_single_slope_is_a_number(keras, units, settings, tmp_path):
+    model = sequential(keras, (5,), keras.layers.Dense(units), keras.layers.PReLU(**settings))
+    net = check(model, tmp_path)
+    slope = net[0].activation.parameters["negative_slope"]
+    assert type(slope) is float
+    assert slope == float(np.asarray(model.layers[1].alpha).reshape(()))
+
+
 def test_a_layer_as_the_activation_of_a_dense_layer(keras, tmp_path):
     layers = keras.layers
     net = check(sequential(keras, (5,), layers.Dense(4, activation=layers.LeakyReLU(negative_slope=0.5))), tmp_path)

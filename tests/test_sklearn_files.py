@@ -469,7 +469,7 @@ HOSTILE = {
     "an endless shape of nothing": "itemsize",
     "strings claimed": "does not fill",
     "strings for weights": "real|dtype",
-    "a pickle": "0.npy is",
+    "a pickle": "0.npy has dtype",
     "a bomb": "raise limits.expansion",
     "a key twice": "'protocol' stands twice",
     "deep JSON": "nested deeper than 32",

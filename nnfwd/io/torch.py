@@ -235,10 +235,9 @@ def from_torch(module: Any, /) -> Network:
 
     Layers: Linear, BatchNorm1d with running statistics, Identity, Dropout, Flatten, and the activations nnfwd has, as
     modules, functions or methods. A number or a tensor `(features,)` that is added, subtracted, multiplied with or
-    divided by becomes a Scale, `(x - mean) / std` one Scale; added right after a Linear without a bias, a tensor is its
-    bias. Softmax over the last dimension, -1 or 1. Softplus as PyTorch computes it is x beyond
-    its threshold of 20; here it is log(1 + exp(x)) everywhere, up to exp(-20) = 2.1e-9 more: below rounding in float32,
-    not in float64.
+    divided by becomes a Scale, `(x - mean) / std` one Scale; added right after a Linear without a bias, a tensor is
+    its bias. Softmax over the last dimension, -1 or 1. Softplus as PyTorch computes it is x beyond its threshold of
+    20; here it is log(1 + exp(x)) everywhere, up to exp(-20) = 2.1e-9 more: below rounding in float32, not in float64.
 
     Raises:
         ModelFileError: for what cannot be represented, naming it: a branch, another layer or function, a hook, a
