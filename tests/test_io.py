@@ -13,7 +13,7 @@ from places import need
 import nnfwd
 from nnfwd import Activation, Dense, Network, activations
 from nnfwd.errors import DataFileError, ModelFileError
-from nnfwd.io import Limits
+from nnfwd.io import WRITTEN, Limits
 from nnfwd.io.arrays import read_array, write_array
 
 
@@ -59,8 +59,11 @@ def test_plain_keys(tmp_path):
         }  # fmt: skip
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.npz"
+@pytest.mark.parametrize("extension", WRITTEN)
+def test_a_failed_save_leaves_the_old_file(extension, tmp_path, monkeypatch):
+    if extension == ".onnx":
+        need("onnx")
+    path = tmp_path / f"a{extension}"
     nnfwd.save(tutorial()[0], path)
     before = path.read_bytes()
 
@@ -71,7 +74,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         nnfwd.save(mixed(), path)
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.npz"]
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_damaged_npz(tmp_path, note):

@@ -11,7 +11,7 @@ import pytest
 from cases import free_signatures
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import ensemble, inputs, mixed, tutorial
+from networks import ensemble, inputs, mixed
 from oracles import agree
 from places import need
 
@@ -290,21 +290,6 @@ def test_what_is_refused(monkeypatch):
     monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 100)
     with pytest.raises(ModelFileError, match="2 GiB"):
         onnx_writer.model(mixed())
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.onnx"
-    nnfwd.save(tutorial()[0], path)
-    before = path.read_bytes()
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        nnfwd.save(mixed(), path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.onnx"]
 
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):

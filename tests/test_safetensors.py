@@ -79,21 +79,6 @@ def test_a_network_of_another_library_is_saved(tmp_path):
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.safetensors"
-    nnfwd.save(tutorial()[0], path)
-    before = path.read_bytes()
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        nnfwd.save(mixed(), path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.safetensors"]
-
-
 @pytest.mark.parametrize("net", networks, ids=range(len(networks)))
 def test_the_library_writes_the_same_file(net, tmp_path):
     need("safetensors")

@@ -120,6 +120,7 @@ def test_slopes_of_a_prelu(slopes):
         (squares("fc1", "fc21", "fc22", "fc3"), {"activations": "relu"}, r"fc1, fc21, fc22, fc3 do not say.*prefix=\["),
         (squares("fc256", "fc128"), {"activations": "relu"}, "do not say in which order"),
         (squares("nets.0.0", "nets.0.2", "nets.1.0", "nets.1.2"), {"activations": "tanh"}, "do not say in which order"),
+        (squares("a.1", "a.01"), {"activations": "relu"}, "do not say in which order"),
         (squares("a.0", "b.0"), {"activations": "tanh"}, "do not say in which order"),
         (squares("a", "b"), {"activations": "tanh", "prefix": ["a", "b", "a"]}, "a is chosen by two of the prefixes"),
         (squares("a"), {"activations": "tanh", "epsilon": 1e-5}, "no batch normalisation: leave epsilon= out"),

@@ -42,9 +42,21 @@ class Builder:
         self.classes: Sequence[Any] | None = None
         self.input_shape: tuple[int, ...] | None = None
         self._limit = (limits or Limits()).layers
+        self._stages: dict[int, Any] = {}
+
+    @property
+    def last(self) -> Layer | None:
+        """The layer that was added last; None before the first one, and while a Scale is put together by `affine`."""
+        return None if self._stages or not self.layers else self.layers[-1]
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was added."""
+        return bool(self.layers or self._stages)
 
     def add(self, layer: Layer) -> None:
         """Any layer, as it is."""
+        self.flush()
         if len(self.layers) == self._limit:
             raise ModelFileError(f"more than {self._limit} layers: raise limits.layers if you trust it")
         self.layers.append(layer)
@@ -57,12 +69,25 @@ class Builder:
         """An element-wise `(x - center) * scale + shift`."""
         self.add(Scale(scale, center=center, shift=shift))
 
+    def affine(self, stage: int, value: Any) -> None:
+        """One step of a Scale: `x - value`, `x * value`, `x + value` as stage 0, 1, 2. A lower stage begins another."""
+        if any(stage <= other for other in self._stages):
+            self.flush()
+        self._stages[stage] = value
+
+    def flush(self) -> None:
+        """Ends the Scale that `affine` put together."""
+        stages, self._stages = self._stages, {}
+        if stages:
+            self.scale(stages.get(1, 1.0), center=stages.get(0, 0.0), shift=stages.get(2, 0.0))
+
     def activation(self, function: str | Function) -> None:
         """An activation; an identity leaves nothing behind."""
         function = activations.get(function)
         if function.name == "identity":
             return
-        last = self.layers[-1] if self.layers else None
+        self.flush()
+        last = self.last
         if isinstance(last, Dense) and last.activation.name == "identity":
             self.layers[-1] = Dense(last.weight, last.bias, function)
         else:
@@ -90,5 +115,6 @@ class Builder:
 
     def network(self) -> Network:
         """The network; a file without a single layer is an identity, which needs one."""
+        self.flush()
         layers = self.layers or [Activation("identity")]
         return Network(layers, classes=self.classes, input_shape=self.input_shape)

@@ -201,8 +201,7 @@ class _Chain:
         """The shape of the input."""
         self.members: int | None = None
         self._dense: tuple[np.ndarray, np.ndarray | None] | None = None
-        self._scale: dict[int, Any] = {}
-        """What may still join a layer: a bias, and in the order of the stages center, scale, shift."""
+        """A weight and a bias, which may still come."""
 
     def network(self) -> Network:
         """The network of the whole graph."""
@@ -304,10 +303,7 @@ class _Chain:
         if self._dense is not None:
             self.builder.dense(*self._dense)
             self._dense = None
-        if self._scale:
-            center, scale, shift = (self._scale.get(i, default) for i, default in enumerate((0.0, 1.0, 0.0)))
-            self._scale = {}
-            self.builder.scale(scale, center=center, shift=shift)
+        self.builder.flush()
 
     def _activation(self, name: str, **parameters: Any) -> None:
         self._function(activations.named(name)(**parameters))
@@ -485,9 +481,9 @@ class _Chain:
 
     def _affine(self, stage: int, value: Any) -> None:
         """Subtracts, multiplies by or adds a constant, as stage 0, 1 or 2 of one Scale."""
-        if self._dense is not None or any(stage <= other for other in self._scale):
+        if self._dense is not None:
             self._flush()
-        self._scale[stage] = value
+        self.builder.affine(stage, value)
 
     def _constant(self, step: _Step) -> float | np.ndarray:
         """The other operand of an element-wise operator."""
@@ -620,7 +616,7 @@ class _Chain:
     # Shapes
 
     def _built(self) -> bool:
-        return bool(self.builder.layers or self._scale or self._dense)
+        return bool(self.builder.begun or self._dense)
 
     def _flatten(self, step: _Step) -> None:
         node, rank = step.node, len(self.shape)

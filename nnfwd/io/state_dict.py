@@ -125,18 +125,15 @@ def _modules(tensors: Mapping[str, Any], prefix: str) -> list[_Module]:
     for key, value in tensors.items():
         if key.startswith(start):
             name, _, field = key[len(start) :].rpartition(".")
+            in_a_layer = name or field in _NORMALISATION  # an epoch, a learning rate of a checkpoint stand beside them
             if isinstance(value, Tensor):
                 found.setdefault(f"{start}{name}".rstrip("."), {})[field] = value
-            elif (
-                name or field in _NORMALISATION
-            ):  # an epoch, a learning rate of a checkpoint stand beside the layers, not in one
+            elif in_a_layer:
                 others[key] = value
     if not found:
-        listed = ", ".join(
-            sorted({key.rpartition(".")[0] or key for key, value in tensors.items() if isinstance(value, Tensor)})[:8]
-        )
+        there = sorted({key.rpartition(".")[0] or key for key, value in tensors.items() if isinstance(value, Tensor)})
         what = f"no array's name starts with {start!r}" if start else "it holds no arrays"
-        raise ModelFileError(f"{what}: there are {listed}" if listed else what)
+        raise ModelFileError(f"{what}: there are {', '.join(there[:8])}" if there else what)
     if others:
         name, value = next(iter(others.items()))
         kind = value if isinstance(value, UnknownObject) else type(value).__name__
@@ -161,10 +158,11 @@ def _ordered(found: dict[str, dict[str, Tensor]]) -> list[_Module]:
     if len(texts) == 1 and len(differ) == 1:
         (at,) = differ
         numbers = {name: int(part[at]) for name, part in parts.items()}
-        counted = sorted(numbers.values())
+        counted, n = sorted(numbers.values()), len(names)
         # net.0 and net.2 have activations between; fc1, fc2, fc3 count; fc1, fc21, fc22 or fc256, fc128 do neither.
         before = parts[names[0]][at - 1]
-        if not before or before.endswith(".") or counted in (list(range(len(names))), list(range(1, len(names) + 1))):
+        is_whole_part = (not before or before.endswith(".")) and len(set(counted)) == n
+        if is_whole_part or counted in (list(range(n)), list(range(1, n + 1))):
             return sorted(found.items(), key=lambda module: numbers[module[0]])
     raise ModelFileError(
         f"the names {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} do not say in which order these layers "

@@ -395,8 +395,6 @@ class _Chain:
         """The nodes that are the shape of x."""
         self._rows: set[Any] = set()
         """The nodes that are the number of rows of x."""
-        self._scale: dict[int, Any] = {}
-        """What may still join one Scale, in the order of its stages: center, scale, shift."""
         self._known: dict[Any, str] = {torch.reshape: "reshape", torch.flatten: "flatten"}
         self._known[torch.nn.functional.linear] = "linear"
         self._known |= {getattr(operator, {"div": "truediv"}.get(name, name)): name for name in _AFFINE}
@@ -416,7 +414,7 @@ class _Chain:
             if name in _AFFINE:
                 self._affine(node, name, last)
             else:
-                self._flush()
+                self._builder.flush()
                 self._check_given(node, last)
                 if node.op == "call_module":
                     self._module(node)
@@ -501,22 +499,22 @@ class _Chain:
         if len(others) != len(operands) - 1 or not all(map(self._is_constant, others)):
             self._refuse(node, f"takes {' and '.join(map(str, operands))}: {_BRANCH}")
         if name == "neg":
-            self._stage(1, -1.0)
+            self._builder.affine(1, -1.0)
             return
         constant = self._constant(node, others[0])
         reverse = operands[0] is not last
         if name == "add":
             self._add(constant)
         elif name == "mul":
-            self._stage(1, constant)
+            self._builder.affine(1, constant)
         elif name == "sub":
-            self._stage(0, constant)
+            self._builder.affine(0, constant)
             if reverse:
-                self._stage(1, -1.0)
+                self._builder.affine(1, -1.0)
         elif reverse:
             self._refuse(node, "divides by x, which no layer does")
         else:
-            self._stage(1, reciprocal(np.asarray(constant)))
+            self._builder.affine(1, reciprocal(np.asarray(constant)))
 
     def _constant(self, node: Any, value: Any) -> float | np.ndarray:
         """One number, or one for each feature."""
@@ -528,26 +526,12 @@ class _Chain:
         return float(found.item()) if found.size == 1 else found.reshape(-1)
 
     def _add(self, value: float | np.ndarray) -> None:
-        layers = self._builder.layers
-        match layers[-1:]:
-            case [Dense(bias=None, activation=Function(name="identity")) as last] if not self._scale:
+        match self._builder.last:
+            case Dense(bias=None, activation=Function(name="identity")) as last:
                 if isinstance(value, np.ndarray) and last.out_features == len(value):
-                    layers[-1] = Dense(last.weight, value)
+                    self._builder.layers[-1] = Dense(last.weight, value)
                     return
-        self._stage(2, value)
-
-    def _stage(self, stage: int, value: float | np.ndarray) -> None:
-        """Subtracts, multiplies by or adds a constant, as stage 0, 1 or 2 of one Scale."""
-        if any(stage <= other for other in self._scale):
-            self._flush()
-        self._scale[stage] = value
-
-    def _flush(self) -> None:
-        """Makes a Scale of what waits for it."""
-        if self._scale:
-            center, scale, shift = (self._scale.get(i, default) for i, default in enumerate((0.0, 1.0, 0.0)))
-            self._scale = {}
-            self._builder.scale(scale, center=center, shift=shift)
+        self._builder.affine(2, value)
 
     # Functions and methods
 
