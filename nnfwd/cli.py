@@ -277,9 +277,7 @@ def _convert(options: argparse.Namespace) -> int:
     check_output(options.output, WRITTEN, sources=[options.model], force=options.force)
     net = _load(options.model, options)
     nnfwd.save(net, options.output)
-    print(
-        f"{options.model} -> {options.output}: {len(net)} layers, {net.in_features} -> {net.out_features}, {net.dtype}"
-    )
+    print(f"{options.model} -> {options.output}: {net.in_features} -> {net.out_features}, {net.dtype}")
     return 0
 
 

@@ -181,7 +181,7 @@ def test_labels_images_and_conversion(tmp_path, capsys, monkeypatch):
         assert list(csv.reader(file)) == [[name] for name in names]
     assert main(["convert", "model.npz", "again.safetensors"]) == 0
     assert nnfwd.load("again.safetensors") == net
-    assert "model.npz -> again.safetensors: 1 layers, 6 -> 3, float64" in capsys.readouterr().out
+    assert "model.npz -> again.safetensors: 6 -> 3, float64" in capsys.readouterr().out
 
 
 def test_info_of_bare_arrays(tmp_path, capsys, monkeypatch):
