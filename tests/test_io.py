@@ -83,6 +83,12 @@ def test_damaged_npz(tmp_path, note):
     survives(tmp_path, ".npz", path.read_bytes(), note)
 
 
+def test_damaged_npy(tmp_path, note):
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones((3, 2)))
+    survives(tmp_path, ".npy", path.read_bytes(), note, activations="relu")
+
+
 def test_limits_come_before_allocation(tmp_path):
     path = tmp_path / "a.npz"
     nnfwd.save(mixed(), path)
