@@ -126,8 +126,8 @@ def survives(tmp_path: Path, extension: str, seed: bytes, note, **arguments) -> 
             refused += isinstance(attempt(path, **arguments), ModelFileError)
             tracemalloc.stop()
             count += 1
-    except BaseException:
-        print(f"the damaged file is {path}")
+    except Exception as error:
+        error.add_note(f"the damaged file is {path}")
         raise
     finally:
         tracemalloc.stop()

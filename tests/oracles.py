@@ -37,6 +37,9 @@ ERRORS: dict[str, dict[str, dict[str, int]]] = {
             "softmax": 10, "log_softmax": 11,
         },
     },
+    "numpy": {
+        "float64": {"sigmoid": 2, "tanh": 2, "silu": 4, "softmax": 12},
+    },
     "sklearn": {
         "float32": {
             "sigmoid": 3, "tanh": 2, "exp": 7, "softmax": 6,
@@ -187,7 +190,18 @@ def _sklearn():
     return call
 
 
-PEERS = {"torch": _torch, "keras": _keras, "onnxruntime": _onnxruntime, "sklearn": _sklearn}
+def _numpy():
+    """The formulas written down plainly, as the sample networks were computed."""
+
+    def softmax(x):
+        e = np.exp(x - x.max(axis=-1, keepdims=True))
+        return e / e.sum(axis=-1, keepdims=True)
+
+    plain = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "silu": lambda x: x / (1 + np.exp(-x)), "tanh": np.tanh}
+    return lambda f, x: {**plain, "softmax": softmax}[f.name](x)
+
+
+PEERS = {"numpy": _numpy, "torch": _torch, "keras": _keras, "onnxruntime": _onnxruntime, "sklearn": _sklearn}
 _SET = {"leaky_relu": {"negative_slope": 0.2}, "elu": {"alpha": 0.5}, "celu": {"alpha": 0.5}}
 _NOT_MEASURED = ("clip", "prelu", "thresholded_relu")  # exact: comparisons, and one product
 
