@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nnfwd.io.keras import from_keras
     from nnfwd.io.sklearn import from_sklearn
     from nnfwd.io.state_dict import from_state_dict
-    from nnfwd.io.torch import from_torch
+    from nnfwd.io.torch_module import from_torch
     from nnfwd.reference import looped_feed_forward
 
 __version__ = "0.1.0"
@@ -64,7 +64,7 @@ _LAZY = {
     "from_keras": "nnfwd.io.keras",
     "from_sklearn": "nnfwd.io.sklearn",
     "from_state_dict": "nnfwd.io.state_dict",
-    "from_torch": "nnfwd.io.torch",
+    "from_torch": "nnfwd.io.torch_module",
     "labels": "nnfwd.classes",
     "load": "nnfwd.io",
     "looped_feed_forward": "nnfwd.reference",
