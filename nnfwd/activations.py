@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Self
 
-from array_api_compat import array_namespace
-
-from nnfwd.backend import Array
+from nnfwd.backend import Array, of
 from nnfwd.erfc import erfc
 from nnfwd.errors import ArrayError, DtypeError, UnknownNameError
 from nnfwd.placement import nearest, parameter
@@ -68,7 +66,7 @@ class Function:
         if parameters:
             self = self._with(parameters)
         self._complete()
-        return self.compute(x, array_namespace(x) if xp is None else xp)
+        return self.compute(x, of(x).xp if xp is None else xp)
 
     def compute(self, x: Array, xp: Any) -> Array:
         """The activation of x in the namespace xp, every parameter being given.
@@ -271,8 +269,12 @@ def hard_sigmoid(x: Array, /, *, xp: Any, alpha: Any, beta: Any) -> Array:
 
 @_activation("logistic", "expit")
 def sigmoid(x: Array, /, *, xp: Any) -> Array:
-    """1 / (1 + exp(-x)), as exp(min(x, 0)) / (1 + e): full relative accuracy in both tails."""
-    return xp.exp(xp.minimum(x, 0.0)) / (1 + xp.exp(xp.minimum(x, -x)))
+    """1 / (1 + exp(-x)), as exp(c) / (1 + exp(c)), c = min(x, C): full relative accuracy in both tails.
+
+    From C = 1.4 log(1 / epsilon) on the result is 1, and exp(C) is far from overflow in every format.
+    """
+    e = xp.exp(xp.minimum(x, -1.4 * math.log(float(xp.finfo(x.dtype).eps))))
+    return e / (1 + e)
 
 
 @_activation()

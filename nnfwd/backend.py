@@ -9,8 +9,10 @@ Three things a backend *may* have besides; without them the plain pass runs:
     apply(forward, layers, x, /)                     what `net(x)` does instead (Dask: one `map_blocks`);
                                                      `forward(x, layers)` is the whole public call
     computed(x, /)                                   with `apply`: x whole, an array of the library of its blocks
-    compile(forward, layers, /)                      a callable of x that executes `forward(layers, x)`, the plain pass
-                                                     in its scope, well (JAX: `jax.jit`); the layers are placed already
+    compile(forward, layers, /, **options)           a callable of x that executes `forward(layers, x)`, the plain pass
+                                                     in its scope, well (JAX: `jax.jit`); the layers are placed already,
+                                                     options are keyword-only arguments with defaults
+    large(x, /)                                      whether `net(x)` does well to compile for an x of this size
     keeps(a, /)                                      whether a placed weight may be kept for later calls
     arithmetic(dtype, /, *, precision, device)       how the library rounds there, a `nnfwd.bounds.Arithmetic`;
                                                      `device` is one of the strings of `devices()`
@@ -22,9 +24,11 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import types
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,6 +99,8 @@ def _search(x: Array, what: str) -> Backend:
     if isinstance(x, np.ndarray) and kind not in (np.ndarray, np.memmap):
         write = f"{what}.filled(...)" if isinstance(x, np.ma.MaskedArray) else f"numpy.asarray({what})"
         raise ArrayError(f"{what} is a {kind.__module__}.{kind.__name__}: write {write}, nothing is dropped silently")
+    if isinstance(x, np.ndarray):
+        return _load("numpy")
     try:
         namespace = array_namespace(x)
     except TypeError:
@@ -268,7 +274,12 @@ def _install(name: str) -> str:
 def _version(name: str) -> str:
     import importlib.metadata
 
-    for distribution in (name, *_extra(name), *importlib.metadata.packages_distributions().get(name, ())):
+    def every() -> Iterator[str]:
+        yield name
+        yield from _extra(name)
+        yield from importlib.metadata.packages_distributions().get(name, ())  # reads all that is installed: last
+
+    for distribution in every():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(distribution)
     return "unknown"
@@ -276,6 +287,15 @@ def _version(name: str) -> str:
 
 def _line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def check_options(adapter: Backend, options: Iterable[str]) -> None:
+    """Raises `UnknownNameError` where the backend's `compile` has no option of such a name."""
+    for name in options:
+        known = inspect.signature(adapter.compile).parameters.values() if hasattr(adapter, "compile") else ()
+        names = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
+        if name not in names:
+            raise UnknownNameError(f"option of compile on {name_of(adapter)}", name, names or ["none"])
 
 
 def check_precision(precision: str) -> None:

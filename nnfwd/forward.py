@@ -56,11 +56,15 @@ def forward(layers: Sequence[Layer], x: Array, xp: Any) -> Array:
 
 def _fold(x: Array, xp: Any) -> Array:
     """x `(..., in)` as `(rows, in)`: several libraries multiply wrongly or slowly above two dimensions."""
+    if len(x.shape) == 1:
+        return x[None, :]  # on NumPy a tenth of a reshape
     return x if len(x.shape) == 2 else xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def _unfold(h: Array, x: Array, xp: Any) -> Array:
     """h `(rows, out)` or `(members, rows, out)` with the leading axes of x instead of the rows."""
+    if len(x.shape) == 1:
+        return h[..., 0, :]
     return h if len(x.shape) == 2 else xp.reshape(h, (*h.shape[:-2], *x.shape[:-1], h.shape[-1]))
 
 
@@ -93,8 +97,20 @@ def feed_forward(
     if apply is not None:
         return apply(functools.partial(feed_forward, precision=precision), chain, x)
     placed = chain.place(adapter, name, like=x)
+    large = getattr(adapter, "large", None)
+    if large is not None and chain.host and large(x):
+        key = (_backend.name_of(adapter), str(placement.device_of(x)), name, precision)
+        if key not in chain.ready:
+            compiled = adapter.compile(functools.partial(scoped, adapter, precision), placed)  # type: ignore[attr-defined]
+            chain.ready[key] = compiled
+        return chain.ready[key](x)
+    return scoped(adapter, precision, placed, x)
+
+
+def scoped(adapter: _backend.Backend, precision: str, layers: Sequence[Layer], x: Array) -> Array:
+    """The plain pass within what the backend puts around it."""
     with adapter.scope(precision, x):
-        return forward(placed, x, adapter.xp)
+        return forward(layers, x, adapter.xp)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ class Layer:
         scalars = tuple((name, getattr(self, name)) for name in self.fields if name not in self._array_names)
         return (scalars, self._array_names, self.activation.structure)
 
+    @property
+    def is_named(self) -> bool:
+        """Whether no callable of the caller's is in it: then each row of the result is that of the same row alone."""
+        return self.activation.is_named
+
     def replace(self, parameters: Parameters, /) -> Self:
         """The same layer with other arrays; nothing is checked (they may be tracers)."""
         layer = object.__new__(type(self))
@@ -290,7 +295,7 @@ class Chain:
     Raises `ShapeError` naming the first layer that does not fit, `ArrayError` for weights of two libraries.
     """
 
-    __slots__ = ("dtype", "host", "in_features", "layers", "members", "out_features", "placed")
+    __slots__ = ("dtype", "host", "in_features", "layers", "members", "out_features", "placed", "ready")
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         if not isinstance(layers, Iterable):
@@ -319,6 +324,7 @@ class Chain:
         self.dtype: str | None = placement.widest([placement.dtype_name(a.dtype) for a in arrays]) if arrays else None
         self.host = all(isinstance(a, np.ndarray) for a in arrays)
         self.placed: dict[tuple[str, str, str], tuple[Layer, ...]] = {}
+        self.ready: dict[tuple[str, ...], Callable[[Array], Array]] = {}  # placed copies, compiled for large x
 
     @classmethod
     def of(cls, layers: Any) -> "Chain":
@@ -349,18 +355,20 @@ class Chain:
         Copies of host weights are kept, keyed by strings: backend, device, dtype.
         """
         if not self.host:
-            return self._move(adapter, dtype, like, device)
+            return self.moved(adapter, dtype, like, device)
         where = device if like is None else placement.device_of(like)
         key = (_backend.name_of(adapter), str(where), dtype)
         layers = self.placed.get(key)
         if layers is None:
-            layers = self._move(adapter, dtype, like, device)
+            layers = self.moved(adapter, dtype, like, device)
             keeps = getattr(adapter, "keeps", None)
             if keeps is None or all(keeps(a) for layer in layers for a in leaves(layer.parameters)):
                 self.placed[key] = layers
         return layers
 
-    def _move(self, adapter: Backend, dtype: str, like: Array | None, device: Any) -> tuple[Layer, ...]:
+    def moved(self, adapter: Backend, dtype: str, like: Array | None, device: Any) -> tuple[Layer, ...]:
+        """As `place`, but nothing is kept."""
+
         def move(a: Array) -> Array:
             return placement.place(a, adapter, dtype, like, device)
 

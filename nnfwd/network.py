@@ -10,7 +10,7 @@ from nnfwd import backend as _backend
 from nnfwd import placement
 from nnfwd.backend import Array
 from nnfwd.errors import ArrayError, DtypeError, ShapeError
-from nnfwd.forward import feed_forward, forward
+from nnfwd.forward import feed_forward, scoped
 from nnfwd.layers import Chain, Dense, Layer, Parameters, leaves, mapped, same
 
 Class = str | int | float
@@ -154,7 +154,7 @@ class Network:
         return feed_forward(x, self.chain, backend=backend, device=device, dtype=dtype, precision=precision)
 
     def compile(
-        self, *, backend: Any = None, device: Any = None, dtype: Any = None, precision: str = "highest"
+        self, *, backend: Any = None, device: Any = None, dtype: Any = None, precision: str = "highest", **options: Any
     ) -> "Compiled":
         """The network made ready to run many times: weights placed once, and executed as that backend does it best.
 
@@ -163,8 +163,13 @@ class Network:
             device: by default the library's own default.
             dtype: of x and of the result; by default the network's.
             precision: as in `feed_forward`.
+            options: the backend's own. NumPy has `threads`, a number, by default as many as its BLAS has.
+
+        Raises:
+            UnknownNameError: for an option that the backend does not have.
+            BackendError, DtypeError, DeviceError: where it cannot be run so.
         """
-        return Compiled(self, backend=backend, device=device, dtype=dtype, precision=precision)
+        return Compiled(self, backend=backend, device=device, dtype=dtype, precision=precision, **options)
 
     def to(self, backend: Any = None, /, *, device: Any = None, dtype: Any = None) -> "Network":
         """The same network with its weights on another library, device or dtype; `net.to("numpy")` brings it home.
@@ -354,7 +359,9 @@ class Compiled:
 
     __name__ = "compiled_network"
 
-    def __init__(self, network: Network, *, backend: Any, device: Any, dtype: Any, precision: str) -> None:
+    def __init__(
+        self, network: Network, *, backend: Any, device: Any, dtype: Any, precision: str, **options: Any
+    ) -> None:
         _backend.check_precision(precision)
         self._adapter = adapter = network._adapter(backend)
         self._device = device
@@ -363,26 +370,40 @@ class Compiled:
         chosen = network.dtype if dtype is None else placement.real_dtype(dtype)
         self.dtype = chosen or placement.default_dtype(adapter)
         self.precision = precision
+        self.options = options
+        _backend.check_options(adapter, options)
         self._asked = backend is not None
         placement.probe(adapter, self.dtype, device)
         self._chain = network.chain
-        self._anchor = None  # one of the placed weights: x belongs on its device
+        self._anchor: Any = None  # one of the placed weights: x belongs on its device
         self._run: Callable[[Array], Array]
         if hasattr(adapter, "apply"):
             whole = functools.partial(feed_forward, precision=precision)
             self._run = functools.partial(adapter.apply, whole, network.chain)
         else:
-            self._chain = network.to(backend, device=device, dtype=self.dtype).chain
-            layers = self._chain.place(adapter, self.dtype, like=None, device=device)
+            if not self._chain.host:
+                self._chain = network.to(backend, device=device, dtype=self.dtype).chain
+            layers = self._chain.moved(adapter, self.dtype, like=None, device=device)
             self._anchor = next(iter(leaves([layer.parameters for layer in layers])), None)
-            plain = functools.partial(_run, adapter, precision)
+            plain = functools.partial(scoped, adapter, precision)
             if hasattr(adapter, "compile"):
-                self._run = adapter.compile(plain, layers)
+                self._run = adapter.compile(plain, layers, **options)
             else:
                 self._run = functools.partial(plain, layers)
+        self._type = type(self._anchor)
+        self._met: set[Any] = set()  # of each x that passed the checks, all that they read
 
     def __call__(self, x: Any, /) -> Array:
         """The output for x."""
+        if type(x) is self._type and (x.dtype, x.shape, x.device) in self._met:
+            return self._run(x)
+        placed = self._checked(x)
+        if placed is x and type(x) is self._type and len(self._met) < 1000:
+            self._met.add((x.dtype, x.shape, x.device))
+        return self._run(placed)
+
+    def _checked(self, x: Any) -> Array:
+        """x as an array of the backend, where the weights are."""
         listed = not hasattr(x, "dtype")
         x, name = placement.accept(x, self._chain)
         if name in placement.REAL and name != self.dtype and not listed:
@@ -397,24 +418,24 @@ class Compiled:
         device = self._device
         if foreign and device is None and self._anchor is not None:
             device = placement.device_of(self._anchor)
+        elif device is not None and self._anchor is not None and not foreign:
+            here = placement.device_of(x)
+            device = None if here is not None and here == placement.device_of(self._anchor) else device  # there already
         if foreign or device is not None or name != self.dtype:
             x = placement.move(x, self._adapter, dtype=self.dtype, device=device)
         if self._anchor is not None:
             placement.meet_device(self._anchor, x, self._adapter)
-        return self._run(x)
+        return x
 
     def __repr__(self) -> str:
         return f"<compiled for {self.backend}, {self.dtype}, precision {self.precision}: {self.network!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         backend = self.backend if self._asked else None
-        return (_compile, (self.network, backend, self._device, self.dtype, self.precision))
+        return (_compile, (self.network, backend, self._device, self.dtype, self.precision, self.options))
 
 
-def _run(adapter: _backend.Backend, precision: str, layers: Sequence[Layer], x: Array) -> Array:
-    with adapter.scope(precision, x):
-        return forward(layers, x, adapter.xp)
-
-
-def _compile(network: Network, backend: str | None, device: Any, dtype: str, precision: str) -> Compiled:
-    return Compiled(network, backend=backend, device=device, dtype=dtype, precision=precision)
+def _compile(
+    network: Network, backend: str | None, device: Any, dtype: str, precision: str, options: dict[str, Any]
+) -> Compiled:
+    return Compiled(network, backend=backend, device=device, dtype=dtype, precision=precision, **options)

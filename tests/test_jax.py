@@ -1,7 +1,10 @@
 """JAX: inside the caller's jit, grad and vmap; placed weights; x64; several devices."""
 
+import gc
+import math
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -10,13 +13,31 @@ from places import need
 
 import nnfwd
 from nnfwd import Activation, Network, Scale, activations
-from nnfwd.bounds import arithmetic_of, error_bound, looped_bound
+from nnfwd.bounds import Bounded, arithmetic_of, error_bound, looped_bound
 from nnfwd.errors import DtypeError
 
 
 @pytest.fixture
 def jax():
     return need("jax")
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    """A function that says how many programs XLA has compiled since it was last called."""
+    seen = []
+
+    def count():
+        number = len(seen)
+        seen.clear()
+        return number
+
+    def listen(event, seconds, **_):
+        if event.endswith("/backend_compile_duration"):
+            seen.append(event)
+
+    need("jax").monitoring.register_event_duration_secs_listener(listen)
+    return count
 
 
 def inside(y, net, x):
@@ -221,3 +242,139 @@ def test_a_trace_can_be_returned_from_jit(jax):
     t = jax.jit(lambda x: nnfwd.trace(net, x))(x)
     assert inside(t.y, net, inputs(3, 4))
     assert len(t.z) == 4
+
+
+def small(activation="tanh", seed=0, hidden=3):
+    """A 4-hidden-2 network, quickly compiled."""
+    rng = np.random.default_rng(seed)
+    return Network.from_arrays(
+        [rng.standard_normal((hidden, 4)).astype("float32"), rng.standard_normal((2, hidden)).astype("float32")],
+        [rng.standard_normal(hidden).astype("float32"), None],
+        [activation, "softmax"],
+    )
+
+
+def test_a_shape_that_was_seen_is_not_compiled_again(jax, compilations):
+    run = small(hidden=5).compile(backend="jax")
+    batches = [jax.device_put(inputs(*lead, 4)) for lead in ((), (7,), (3, 2), (0,))]
+    compilations()
+    for x in batches:
+        run(x)
+        assert compilations() == 1
+    for x in batches:
+        run(x)
+    assert compilations() == 0
+
+
+def test_ever_other_numbers_of_rows_do_not_compile_for_ever(jax, compilations):
+    import nnfwd_jax
+
+    net, most = small(), 2000
+    x = inputs(most, 4)
+    bounded = error_bound(net, jax.device_put(x))
+    run = net.compile(backend="jax")
+    sizes = np.random.default_rng(5).integers(0, most + 1, 200)
+    compilations()
+    for again in (False, True):
+        for n in sizes:
+            y = np.asarray(run(jax.device_put(x[:n])))
+            assert (Bounded(bounded.exact[:n], bounded.error[:n]).ratio(y) <= 1).all()
+        compiled = compilations()
+        assert compiled == 0 if again else len(set(sizes)) > compiled <= nnfwd_jax.EXACT + 4 * math.log2(most)
+
+
+@pytest.mark.parametrize("make", [mixed, ensemble])
+def test_rows_in_pieces_are_what_they_were(jax, make, monkeypatch):
+    """Of any leading axes, filled up or not, committed or not; and under the caller's jit and grad it is his program."""
+    monkeypatch.setattr("nnfwd_jax.EXACT", 0)
+    net = make()
+    run = net.compile(backend="jax", dtype="float32")
+    for lead in ((), (1,), (16,), (21,), (0,), (0, 3), (5, 1, 4), (1100,)):
+        x = jax.device_put(inputs(*lead, 4))
+        y = run(x)
+        assert y.shape == net(x).shape
+        assert y.committed == x.committed
+        bounded = error_bound(net, x)
+        assert (bounded.ratio(y) <= 1).all()
+    on_device = jax.device_put(inputs(21, 4), jax.devices()[0])
+    assert on_device.committed
+    assert run(on_device).committed
+    x = jax.device_put(inputs(23, 4))
+    assert (error_bound(net, x).ratio(jax.jit(run)(x)) <= 1).all()
+    assert jax.grad(lambda x: run(x).sum())(x).shape == x.shape
+    with jax.debug_nans(True), jax.transfer_guard("disallow"):
+        run(x)
+
+
+def mixes_rows(x, /, *, xp):
+    return x - xp.mean(x, axis=0, keepdims=True)
+
+
+def test_callables_of_the_callers_are_not_cut_in_rows_nor_shared(jax, monkeypatch, compilations):
+    monkeypatch.setattr("nnfwd_jax.EXACT", 0)
+    net, x = small(mixes_rows), jax.device_put(inputs(21, 4))
+    for _ in range(2):
+        run = net.compile(backend="jax")
+        compilations()
+        y = run(x)
+        assert compilations() == 1
+        run(x)
+        assert compilations() == 0
+    assert np.array_equal(y, jax.jit(lambda x: net(x))(x))
+
+
+def test_an_activation_without_a_hash_is_compiled(jax):
+    class Twice:
+        __hash__ = None
+
+        def __call__(self, x, /, *, xp):
+            return 2 * x
+
+    x = jax.device_put(inputs(3, 4))
+    assert np.array_equal(
+        small(Twice()).compile(backend="jax")(x), small(lambda x, /, *, xp: 2 * x).compile(backend="jax")(x)
+    )
+
+
+def test_networks_of_one_structure_share_what_was_compiled(jax, compilations):
+    x = jax.device_put(inputs(6, 4))
+    nets = [mixed(seed=seed) for seed in range(3)]
+    runs = [net.compile(backend="jax") for net in nets]
+    runs[0](x)
+    compilations()
+    for net, run in zip(nets, runs, strict=True):
+        assert inside(run(x), net, np.asarray(x))
+    assert compilations() == 0
+    others = [small(), small("relu"), small(hidden=4), Network([*small(), Scale(2.0)]), Network([*small(), Scale(3.0)])]
+    for other in others:
+        assert inside(other.compile(backend="jax")(x), other, np.asarray(x))
+
+
+def test_precisions_are_not_shared(jax):
+    net, x = small(), jax.numpy.ones((2, 4))
+    runs = [net.compile(backend="jax", precision=precision) for precision in ("highest", "high", "medium")]
+    assert len({str(jax.make_jaxpr(run)(x)) for run in runs}) == 3
+
+
+def test_what_was_compiled_goes_with_the_last_network(jax):
+    import nnfwd_jax
+
+    def programs():
+        gc.collect()
+        return len(jax.devices()[0].client.live_executables()), len(nnfwd_jax._programs)
+
+    x = jax.device_put(inputs(6, 4))
+    before, with_one = programs(), tuple(n + 1 for n in programs())
+    first, second = (small("elu", seed=seed, hidden=6).compile(backend="jax") for seed in range(2))
+    first(x)
+    second(x)
+    assert programs() == with_one
+    weight = weakref.ref(first._anchor)
+    assert isinstance(weight(), jax.Array)
+    del first
+    gc.collect()
+    assert weight() is None
+    second(x)
+    assert programs() == with_one
+    del second
+    assert programs() == before

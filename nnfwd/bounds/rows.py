@@ -51,7 +51,8 @@ _RELATIVE: dict[str, Callable[[Values, Mapping[str, float], Sequence[Values]], V
     "leaky_relu": lambda t, k, p: 1,  # the product; scalars are rounded to the dtype before the pass
     "prelu": lambda t, k, p: 1,
     "tanh": lambda t, k, p: 2 * k["tanh"],
-    "sigmoid": lambda t, k, p: 2 + 3 * k["exp"],  # numerator 2K, sum K and 1, quotient 1
+    # exp 2K, since sigmoid'(e) e / sigmoid(e) <= 1; sum and quotient 1 each; exp(-C) = (2 u)**1.4 is at most 0.3 u
+    "sigmoid": lambda t, k, p: 2.3 + 2 * k["exp"],
     "softsign": lambda t, k, p: 2,
     "softplus": lambda t, k, p: 1 + 2 * k["exp"] + 2 * k["log1p"],  # log1p'(e) e / log1p(e) <= 1
     "log_sigmoid": lambda t, k, p: 1 + 2 * k["exp"] + 2 * k["log1p"],
@@ -59,14 +60,14 @@ _RELATIVE: dict[str, Callable[[Values, Mapping[str, float], Sequence[Values]], V
     "selu": lambda t, k, p: 2 + 2 * k["expm1"],
     # quotient, product; expm1'(s) s / expm1(s) is at most 1 for s < 0 and 1 + s for s > 0 (a negative alpha)
     "celu": lambda t, k, p: 4 + 2 * k["expm1"] + 2 * _above(-_above(-t) / p[0]),
-    "silu": lambda t, k, p: 3 + 3 * k["exp"],
+    "silu": lambda t, k, p: 3.3 + 2 * k["exp"],
     "hard_silu": lambda t, k, p: 1,  # and what is clipped
     "hard_sigmoid": lambda t, k, p: 0,  # only what is clipped
     "mish": lambda t, k, p: 8 + 4 * k["exp"],
     # -t sqrt(1/2) is off by 2 u, and erfc'(v) v / erfc(v) <= 2 v^2 + 2 = t^2 + 2 for t < 0
     "gelu": lambda t, k, p: 7 + 2 * k["erfc"] + 2 * _above(-t) ** 2,
     # the argument v of the sigmoid is off by 6 u |v|, and sigmoid'(v) v / sigmoid(v) <= |v| for v < 0, < 0.3 above
-    "gelu_tanh": lambda t, k, p: 5 + 3 * k["exp"] + 6 * _above(-1.5957691216057308 * (t + 0.044715 * t**3)),
+    "gelu_tanh": lambda t, k, p: 5.3 + 2 * k["exp"] + 6 * _above(-1.5957691216057308 * (t + 0.044715 * t**3)),
     "exp": lambda t, k, p: 2 * k["exp"],
 }
 

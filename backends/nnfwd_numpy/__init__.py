@@ -2,18 +2,29 @@
 
 Known to differ: there is no bfloat16; float16 products are summed in float32 without BLAS, and slow, so float16 is for
 storage. Overflow is silent here as everywhere else: what does not fit becomes infinity, without a warning.
+
+`net.compile(backend="numpy", threads=None)`, and `net(x)` for a large x, run over tiles of rows that stay in cache, on
+as many threads as NumPy's BLAS has, or as are asked for. While that goes on, BLAS is held to one thread, for the whole
+process, and set back afterwards. One shape of x gives the same bits every time for the same number of threads; a single
+row's products are left to BLAS. A network with a callable of one's own, which may mix rows, is run whole.
 """
 
 import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import array_api_compat.numpy as xp
 import numpy as np
 
 from nnfwd.bounds import Arithmetic
-from nnfwd.errors import DeviceError, DtypeError
+from nnfwd.errors import BackendError, DeviceError, DtypeError
 
-__all__ = ["arithmetic", "devices", "place", "scope", "to_numpy", "xp"]
+__all__ = ["arithmetic", "compile", "devices", "large", "place", "scope", "to_numpy", "xp"]
+
+if hasattr(np, "__array_namespace_info__"):
+    xp: Any = np
+else:  # NumPy 2.0; otherwise left alone, since it imports all of NumPy, which takes as long again
+    import array_api_compat.numpy as xp  # type: ignore[no-redef]
 
 
 def devices() -> tuple[str, ...]:
@@ -34,6 +45,25 @@ def to_numpy(x: Any, /) -> np.ndarray:
 
 def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:
     return np.errstate(all="ignore")
+
+
+def compile(
+    forward: Callable[..., np.ndarray], layers: Sequence[Any], /, *, threads: int | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise BackendError(
+            f"threads is {threads!r}: it must be a positive whole number, or None for as many as BLAS has"
+        )
+    plain = functools.partial(forward, layers)
+    if not all(layer.is_named for layer in layers):
+        return plain
+    from nnfwd_numpy.tiles import Compiled
+
+    return Compiled(plain, threads)
+
+
+def large(x: np.ndarray, /) -> bool:
+    return x.size >= 1 << 15
 
 
 def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:

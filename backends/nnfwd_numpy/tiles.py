@@ -1,0 +1,215 @@
+"""A recorded pass run well on a CPU: over tiles of rows that stay in cache, on a few threads.
+
+A batch is cut into tiles, and every thread takes the next one until none is left. Where the tiles would be so low that
+each is mostly reading the weights (few rows through wide layers), the pass is cut at its products instead: these are
+shared out by output columns, what is between them by rows. Where a tile ends depends on shapes and the number of
+threads alone, and BLAS runs on one thread while tiles do, so the same shape gives the same bits every time.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nnfwd_numpy.program import Order, Program, Workspace
+from nnfwd_numpy.recording import Value, record
+from nnfwd_numpy.threads import BLAS, TEAM, cache_size
+
+_MEMORY = 32 << 20  # bytes that the tiles of all threads may take together
+_TALL = 1024  # rows from which on products are at full speed
+_LOW = 256  # rows below which they are too slow
+_WORK = 8_000_000  # multiplications and the like that take longer than waking a thread
+_STEP = 16  # multiplications that an operation on one number costs as much as
+_SPAN = 4000  # multiplications in whose time the slower products lose what one operation along a short row takes
+
+
+class Compiled:
+    """The pass over x `(..., in)` of any width and dtype, recorded when the first such x comes."""
+
+    def __init__(self, forward: Callable[[Any], Any], threads: int | None) -> None:
+        self._forward, self._threads = forward, threads
+        self._passes: dict[tuple[int, str], Pass] = {}
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x)  # a memmap's slices would be memmaps
+        found = self._passes.get((x.shape[-1], x.dtype.char))
+        return (found or self._record(x))(x)
+
+    def _record(self, x: np.ndarray) -> "Pass":
+        values = record(self._forward, x.shape[-1], x.dtype.newbyteorder("="))
+        found = self._passes[x.shape[-1], x.dtype.char] = Pass(values, self._threads)
+        return found
+
+
+class Pass:
+    """One recorded pass: x `(..., in)` to `(..., out)`, or `(members, ..., out)` for an ensemble."""
+
+    def __init__(self, values: list[Value], threads: int | None) -> None:
+        self.values, self.threads = values, threads
+        self.width, output = values[0].features, values[-1]
+        self.members, self.out, self.dtype = output.shape[:-2], output.features, output.dtype
+        self.ensemble = any(len(value.shape) == 3 for value in values)
+        self.cost = sum(map(_cost, values))
+        self._rows: list[Workspace] = []
+
+    @functools.cached_property
+    def _row(self) -> Program:
+        return Program(self.values, "vector")
+
+    @functools.cached_property
+    def _tiles(self) -> "_Tiles":
+        return _Tiles(Program(self.values, _order(self.values)), least=_TALL)
+
+    @functools.cached_property
+    def _layers(self) -> "_Layers":
+        return _Layers(self.values)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if x.size == self.width and not self.ensemble:
+            return self._one(x)
+        flat = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.width)
+        y = np.empty((*self.members, len(flat), self.out), self.dtype)
+        with BLAS.on_one_thread() as allowed:
+            self._run(flat, y, self.threads or allowed)
+        return y if x.ndim == 2 else y.reshape(*self.members, *x.shape[:-1], self.out)
+
+    def _one(self, x: np.ndarray) -> np.ndarray:
+        """A single row: its products are BLAS's own, with as many threads as that has."""
+        try:
+            workspace = self._rows.pop()
+        except IndexError:
+            workspace = Workspace(self._row, 1)
+        y = workspace.row(x)
+        self._rows.append(workspace)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out)
+
+    def _run(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
+        if len(x) * self.cost < _WORK:
+            threads = 1
+        height = self._tiles.height(threads)
+        if min(height, len(x) // threads) < _LOW and threads > 1 and not self.ensemble:
+            self._layers.run(x, y, threads)
+        else:
+            self._tiles.run(x, y, threads)
+
+
+def _cost(value: Value) -> int:
+    return int(value.operands[1].size) if value.kind == "matmul" else _STEP * value.features
+
+
+def _order(values: list[Value]) -> Order:
+    """Feature-major where operations along short rows take more than the copies and slower products that avoid them."""
+    if any(len(value.shape) == 3 for value in values):
+        return "rows"
+    short = sum(1 for value in values if value.kind == "reduce" or any(_is_row(a) for a in value.operands))
+    products = sum(_cost(value) for value in values if value.kind == "matmul")
+    return "features" if short * _SPAN > products else "rows"
+
+
+def _is_row(a: Any) -> bool:
+    return isinstance(a, np.ndarray) and a.ndim == 1
+
+
+class _Tiles:
+    """A program over tiles of rows."""
+
+    def __init__(self, program: Program, *, least: int) -> None:
+        self.program, self.least = program, least
+        self._free: list[Workspace] = []
+
+    def height(self, threads: int) -> int:
+        """Rows of a tile: so many that a call is long against its overhead, and its operands stay in cache."""
+        widest = max((value.features * value.dtype.itemsize for value, _ in self.program.buffers), default=1)
+        height = max(2 * cache_size() // widest, self.least)
+        return max(min(height, _MEMORY // (threads * max(self.program.row_bytes, 1))), 1)
+
+    def run(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
+        """Computes the rows y of x."""
+        height = self.height(threads)
+        count = math.ceil(len(x) / height)
+        if threads > 1:
+            count = threads * math.ceil(count / threads)
+        edges = [len(x) * i // count for i in range(count + 1)]
+        TEAM.run([functools.partial(self._tile, x, y, *pair, height) for pair in itertools.pairwise(edges)], threads)
+        del self._free[threads:]
+
+    def _tile(self, x: np.ndarray, y: np.ndarray, start: int, stop: int, height: int) -> None:
+        workspace = self._free.pop() if self._free else None
+        if workspace is None or workspace.rows < stop - start:
+            workspace = Workspace(self.program, height)
+        workspace.run(x[start:stop], y[..., start:stop, :])
+        self._free.append(workspace)
+
+
+class _Layers:
+    """A pass cut before its products, for few rows through wide layers; in between, arrays are `(features, rows)`.
+
+    Threads share out the features of a product, each with the element-wise operations that follow it.
+    """
+
+    def __init__(self, values: list[Value]) -> None:
+        self.parts = [_Part(values) for values in _cut(values)]
+        self.row_bytes = 3 * max(value.features * value.dtype.itemsize for value in values)
+
+    def run(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
+        """Computes the rows y of x."""
+        height = max(_MEMORY // self.row_bytes, 1)
+        for start in range(0, len(x), height):
+            h = np.ascontiguousarray(x[start : start + height].T)
+            for part in self.parts:
+                h = part.run(h, threads)
+            np.copyto(y[start : start + height], h.T)
+
+
+class _Part:
+    """A product, if there is one, with the element-wise operations after it; or operations over all features."""
+
+    def __init__(self, values: list[Value]) -> None:
+        self.output = values[-1]
+        self.weight = values[1].operands[1] if values[1].kind == "matmul" else None
+        rest = values if self.weight is None else values[1:]
+        self.whole = _takes_all(rest)
+        self.program = Program(rest, "features" if self.whole else "block")
+        self._free: list[Workspace] = []
+
+    def run(self, h: np.ndarray, threads: int) -> np.ndarray:
+        """What h `(in, rows)` becomes, `(out, rows)`."""
+        n = h.shape[1]
+        result = np.empty((self.output.features, n), self.output.dtype)
+        if self.whole:
+            Workspace(self.program, n).run(h.T, result.T)
+            return result
+        size = max(cache_size() // (2 * h.dtype.itemsize * n), 1)  # features whose numbers fill half the cache
+        count = threads * math.ceil(len(result) / (size * threads))
+        edges = [len(result) * i // count for i in range(count + 1)]
+        jobs = [functools.partial(self._block, h, result, *pair, size) for pair in itertools.pairwise(edges)]
+        TEAM.run(jobs, threads)
+        self._free.clear()
+        return result
+
+    def _block(self, h: np.ndarray, result: np.ndarray, start: int, stop: int, size: int) -> None:
+        workspace = self._free.pop() if self._free else Workspace(self.program, size * h.shape[1])
+        z = h[start:stop] if self.weight is None else np.matmul(self.weight.T[start:stop], h)
+        workspace.run(z, result[start:stop], start)
+        self._free.append(workspace)
+
+
+def _cut(values: Sequence[Value]) -> list[list[Value]]:
+    """The values in parts of one input each: cut before each product and around what takes all features at once."""
+    last = {source.index: value.index for value in values for source in value.sources}
+    single = [i for i in range(len(values)) if all(last.get(j, 0) <= i for j in range(i))]  # nothing else goes across
+    pieces = [list(values[a : b + 1]) for a, b in itertools.pairwise(single)]
+    parts = pieces[:1]
+    for piece in pieces[1:]:
+        if piece[1].kind == "matmul" or _takes_all(piece) or _takes_all(parts[-1]):
+            parts.append(piece)
+        else:
+            parts[-1].extend(piece[1:])
+    return parts
+
+
+def _takes_all(piece: list[Value]) -> bool:
+    return any(value.kind == "reduce" for value in piece[1:])
