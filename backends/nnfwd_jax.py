@@ -84,6 +84,7 @@ def compile(forward: Callable[..., jax.Array], layers: Any, /) -> Callable[[jax.
     near = next(iter(jax.tree.leaves(layers)), None)
     scalars = [mapped(lambda value: _scalar(value, near), layer.scalars) for layer in layers]
     leaves, structure = jax.tree.flatten((layers, scalars))
+    leaves = [_swapped(a) for a in leaves]
     own = all(layer.is_named for layer in layers)  # equal structures compute the same, and each row by itself
     program = _Program(forward, structure, own)
     if own:
@@ -99,6 +100,11 @@ def compile(forward: Callable[..., jax.Array], layers: Any, /) -> Callable[[jax.
     return compiled
 
 
+def _swapped(a: jax.Array) -> jax.Array:
+    """A weight `(out, in)` as `(in, out)`, and back: for a single row, XLA would copy it over in every call."""
+    return xp.matrix_transpose(a) if a.ndim > 1 else a
+
+
 EXACT = 8  # so many shapes of x are compiled as they come; then rows are taken in pieces
 
 
@@ -108,7 +114,7 @@ class _Program:
     def __init__(self, forward: Callable[..., jax.Array], structure: Any, own: bool) -> None:
         def traced(*arrays: jax.Array) -> jax.Array:
             *leaves, x = arrays
-            layers, scalars = jax.tree.unflatten(structure, leaves)
+            layers, scalars = jax.tree.unflatten(structure, map(_swapped, leaves))
             return forward([layer.replace(own) for layer, own in zip(layers, scalars, strict=True)], x)
 
         self.run = jax.jit(traced)

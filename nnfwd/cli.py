@@ -1,20 +1,25 @@
 """The command line. Errors end in one line on stderr and a non-zero exit; `--debug` shows the traceback."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nnfwd
 from nnfwd import activations
 from nnfwd import backend as _backend
 from nnfwd.errors import DataFileError, NnfwdError, ShapeError
 from nnfwd.io import READ, WRITTEN
+
+if TYPE_CHECKING:
+    from nnfwd.benchmark import Case, Earlier
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,6 +137,33 @@ def _parser() -> argparse.ArgumentParser:
     checked.add_argument("--plot", metavar="FILE", type=Path, help="draw |error| / bound: .png, .svg or .pdf")
     checked.add_argument("--json", action="store_true", help="print JSON")
     checked.add_argument("--force", action="store_true", help="replace FILE if it exists")
+
+    measured = command(
+        "bench",
+        _bench,
+        "measure the published cases, or a model of yours, on every backend and beside other libraries",
+        "nnfwd bench model.npz --rows 1,10000 --peers\n  nnfwd bench --peers --json > before.json"
+        "\n  nnfwd bench --against before.json",
+    )
+    _model(measured, default="the published cases")
+    measured.add_argument(
+        "--peers", action="store_true", help="measure ONNX Runtime, PyTorch, JAX, scikit-learn and plain NumPy too"
+    )
+    measured.add_argument("--case", metavar="NAMES", help="published cases such as digits,jets-1 (default: all)")
+    measured.add_argument("--rows", metavar="N,N", type=_counts, help="rows at once (default: 1,10000 for a MODEL)")
+    measured.add_argument("--data", metavar="X", type=Path, help="inputs (..., in) for MODEL: .npy, .npz or .csv")
+    measured.add_argument("--backends", metavar="NAMES", default="all", help="such as numpy,jax (default: all usable)")
+    measured.add_argument("--rounds", metavar="N", type=int, default=15, help="times each is measured (default: 15)")
+    measured.add_argument("--threads", metavar="N", type=int, help="of everyone (default: all cores)")
+    measured.add_argument("--json", action="store_true", help="print JSON")
+    measured.add_argument(
+        "--against", metavar="FILE", type=Path, help="compare with an earlier --json, and measure what it has"
+    )
+    measured.add_argument(
+        "--limit", metavar="R", type=float, default=1.25, help="exit 1 where now / then is above (default: 1.25)"
+    )
+    measured.add_argument("--plot", metavar="FILE", type=Path, help="draw the ratios: .png, .svg or .pdf")
+    measured.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
     plot = command("plot", _plot, "draw a picture", "nnfwd plot network --x 1.5,2,3 -o network.svg")
     plot.add_argument("what", metavar="WHAT", choices=_PICTURES, help=", ".join(_PICTURES))
@@ -353,6 +385,100 @@ def _check(options: argparse.Namespace) -> int:
         with replacing(options.plot) as file:
             plot.agreement(report).figure.savefig(file, format=options.plot.suffix[1:].lower(), dpi=160)
     return 0 if report.ok else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from nnfwd import benchmark
+    from nnfwd.benchmark.against import table
+    from nnfwd.benchmark.progress import Progress
+    from nnfwd.io.arrays import check_output
+    from nnfwd.io.files import replacing
+    from nnfwd.plot.axes import new_axes
+    from nnfwd.plot.benchmark import benchmark as drawn
+
+    if options.plot is not None:
+        check_output(options.plot, _PICTURE_KINDS, force=options.force)
+        new_axes(1, 1)  # where matplotlib is not installed, now and not in five minutes
+    earlier = None if options.against is None else benchmark.Earlier.read(options.against)
+    cases = _cases(options, earlier)
+    if earlier is not None:
+        earlier.check(cases)
+    cores = benchmark.usable_cores()
+    threads = cores if options.threads is None else options.threads
+    peers = options.peers or (earlier is not None and earlier.had_peers)
+    with _cores(threads), Progress() as tell:
+        machine = benchmark.machine(threads)
+        found = benchmark.benchmarked(
+            cases,
+            backends="all" if options.backends == "all" else _listed(options.backends),
+            compare=peers,
+            rounds=options.rounds,
+            threads=threads,
+            tell=tell,
+        )
+        heading = iter([f"{benchmark.described_machine(machine)}\n\n{benchmark.HEADER}"])
+
+        def show(result: benchmark.Result) -> None:
+            tell("")
+            if not options.json:
+                print(*heading, result, sep="\n", flush=True)
+
+        report = benchmark.Report.collected(machine, found, show)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2, allow_nan=False))
+    else:
+        print(report.summary)
+    changes = [] if earlier is None else list(earlier.changes(report))
+    if earlier is not None:  # beside JSON it goes to people, not into the file
+        text = table(changes, list(earlier.notes(report)), earlier.path, options.limit)
+        print(text, file=sys.stderr if options.json else sys.stdout)
+    if options.plot is not None:
+        with replacing(options.plot) as file:
+            drawn(report).figure.savefig(file, format=options.plot.suffix[1:].lower(), dpi=160)
+    slower = any(change.ratio > options.limit for change in changes)
+    return 0 if report.ok and not slower else 1
+
+
+def _cases(options: argparse.Namespace, earlier: "Earlier | None") -> list["Case"]:
+    """What to measure: the model, the cases asked for, or those of the earlier run."""
+    from nnfwd import benchmark
+    from nnfwd.io.arrays import read_array
+
+    if options.model is None:
+        if options.data is not None:
+            raise DataFileError(f"--data {options.data} needs a MODEL to run it")
+        if options.case is None and earlier is not None:
+            return earlier.cases(options.rows)
+        return benchmark.published(None if options.case is None else _listed(options.case), options.rows)
+    if options.case is not None:
+        raise DataFileError(f"--case names published networks, and {options.model} was given: leave one out")
+    x = None if options.data is None else read_array(options.data)[0]
+    net = _load(options.model, options)
+    if net.dtype == "float64":
+        os.environ.setdefault("JAX_ENABLE_X64", "1")  # this process is ours, and JAX has no float64 without
+    return benchmark.own(options.model.name, net, x, options.rows)
+
+
+@contextlib.contextmanager
+def _cores(threads: int) -> Iterator[None]:
+    """Holds this process to as many cores, which is the one thing that JAX goes by: it counts them when it starts."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    if 0 < threads < len(before):
+        os.sched_setaffinity(0, sorted(before)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(number.replace("_", "")) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 1,10000") from None
 
 
 def _listed(text: str) -> list[str]:

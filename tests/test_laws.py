@@ -15,7 +15,10 @@ ROOT = Path(__file__).parent.parent
 LIBRARIES = {"cupy", "jax", "jaxlib", "torch", "dask", "array_api_strict", "tensorflow", "mlx"}
 PRODUCTS = ("matmul", "dot", "einsum", "tensordot", "linear", "addmm")
 PASS = ("forward.py", "activations.py", "erfc.py")
-SOURCES = sorted((ROOT / "nnfwd").rglob("*.py"))
+# How others run a network, as their own users write it, for `nnfwd bench` to measure ours against: a comparison needs
+# what it compares with. Nothing else of nnfwd may import it, see below.
+PEERS = ROOT / "nnfwd" / "benchmark" / "peers.py"
+SOURCES = sorted(set((ROOT / "nnfwd").rglob("*.py")) - {PEERS})
 BACKENDS = sorted((ROOT / "backends").glob("*.py"))
 PATH = os.pathsep.join((str(ROOT), str(ROOT / "backends")))
 
@@ -40,6 +43,19 @@ def test_the_library_names_no_array_library(path):
         assert not {name for name in names if name.split(".")[0] == "numpy"}, (
             "the pass names no library, not even NumPy"
         )
+
+
+def test_only_the_benchmark_knows_the_peers():
+    importing = {
+        path.parent.name
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.ImportFrom) and "peers" in f"{node.module}.{'.'.join(a.name for a in node.names)}")
+        or (isinstance(node, ast.Import) and any("peers" in alias.name for alias in node.names))
+    }
+    assert importing == {"benchmark"}
+    loaded = run("import sys, nnfwd.benchmark, nnfwd.plot; print(*sys.modules)").split()
+    assert not set(loaded) & (LIBRARIES | {"onnxruntime", "sklearn", "matplotlib"})
 
 
 def test_the_layer_loop_stands_once():

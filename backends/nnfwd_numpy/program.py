@@ -26,7 +26,8 @@ from nnfwd_numpy.threads import cache_size
 
 Order = Literal["rows", "features", "vector", "block"]
 X, Y = -1, -2  # in the place of a buffer's number: the tile of x, the tile of the output
-_SMALL = 1 << 16  # numbers of a weight that is worth a copy in another shape
+_SMALL = {"features": 1 << 16, "vector": 1 << 19}  # numbers of a weight that is worth a copy with its bias
+_COPIES = 1 << 22  # and of all of them together
 _WIDE = 32  # numbers from which on a row of constants is faster than one constant
 _APART = 16  # numbers between two rows: a power of two would bring them into the same few lines of the cache
 
@@ -49,6 +50,7 @@ class Program:
     def _fold(self) -> None:
         """z = W h, then z + b, as one product where the weight is small."""
         uses = _uses(self.values)
+        left = _COPIES
         for value in self.values[1:]:
             if value.kind != "ufunc" or value.function is not np.add:
                 continue
@@ -57,10 +59,23 @@ class Program:
                 continue
             if uses[z.index] == [value.index]:
                 h, w = z.operands
-                if isinstance(b, np.ndarray) and b.ndim == 1 and w.size <= _SMALL:
+                fits = w.size <= min(_SMALL[self.order], left)
+                if self.order == "vector" and w.shape[1] < _WIDE:
+                    fits = fits and w.size <= _WIDE * 128  # one row of few outputs is faster as it lies
+                if isinstance(b, np.ndarray) and b.ndim == 1 and fits:
                     self.affine[value.index] = (h, np.asfortranarray(np.vstack([w, b]).T))
+                    left -= w.size
         folded = {value.sources[0].index for value in self.values if value.index in self.affine}
         self.values = [value for value in self.values if value.index not in folded]
+
+    @functools.cached_property
+    def single(self) -> set[int]:
+        """Values that are one number a row: reductions, and what is made of these alone."""
+        found: set[int] = set()
+        for value in self.values[1:]:
+            if value.kind == "reduce" or (value.kind == "ufunc" and found.issuperset(s.index for s in value.sources)):
+                found.add(value.index)
+        return found
 
     def sources(self, value: Value) -> list[Value]:
         if value is self.input:
@@ -181,9 +196,11 @@ class Workspace:
         """
         self._context.run(self._bind(x.shape), x, y, first)
 
-    def row(self, x: np.ndarray) -> np.ndarray:
-        """The output `(1, out)` of a single row, x `(1, in)` or `(in,)`, in the order "vector"."""
-        return self._context.run(self._bind((1, x.shape[-1])).row, x)
+    def row(self, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+        """In the order "vector", what takes x of this shape, whose axes are 1 but for the last, to its output."""
+        bound = self._bind((1, shape[-1]))
+        bound.last = bound.last.reshape((*shape[:-1], self.program.output.features))
+        return functools.partial(self._context.run, bound.row)
 
 
 class _Tile:
@@ -222,7 +239,7 @@ class _Bound:
         elif program.order == "features":
             self._add(_copy_transposed, (_Tile(Y, every), self._at(program.output, every)))
         elif program.order == "vector":
-            self.first, self.last = self._at(program.input, every), self._at(program.output, every)[None]
+            self.first, self.last = self._at(program.input, every), self._at(program.output, every)
 
     def __call__(self, x: np.ndarray, y: np.ndarray, first: int) -> None:
         def known(a: Any) -> Any:
@@ -270,6 +287,8 @@ class _Bound:
         if order == "rows":
             passing = i in self.program.passing
             return array[..., strip if passing else slice(strip.stop - strip.start), :]
+        if order == "vector" and value.index in self.program.single:
+            return array.reshape(())  # as the other operand of an operation three times as fast as (1,)
         inside = array if ones else array[: value.features]
         return inside[:, : self.n] if order == "features" else inside
 
@@ -285,6 +304,10 @@ class _Bound:
                 return np.matmul, (self._at(h, strip), w, out)
             return product, (w.T, self._at(h, strip), out)
         operands = [self._operand(a, value, strip) for a in value.operands]
+        if value.kind == "reduce" and order == "vector":
+            if value.function is np.add:  # a sum is a product with ones, which takes half the time
+                return np.dot, (*operands, np.ones(value.sources[0].features, value.dtype), out)
+            return value.function.reduce, (*operands, 0, None, out)
         if value.kind == "reduce":
             return value.function.reduce, (*operands, -1 if order == "rows" else 0, None, out, True)
         if value.kind == "where":
@@ -293,7 +316,11 @@ class _Bound:
             return (_where_inside, (*operands[:2], out)) if inside else (_where, (*operands, out))
         if value.kind == "cast":
             return _cast, (*operands, out)
-        return _BY_NAME.get(value.function, value.function), (*operands, out)
+        if value.function in _BY_NAME:  # these take `out` by name only
+            if isinstance(out, _Tile):
+                return _BY_NAME[value.function], (*operands, out)
+            return functools.partial(value.function, out=out), tuple(operands)
+        return value.function, (*operands, out)
 
     def _operand(self, a: Any, value: Value, strip: slice) -> Any:
         """An operand where it stands, or a constant in the shape and dtype in which NumPy is fastest."""

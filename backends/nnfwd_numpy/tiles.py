@@ -27,25 +27,46 @@ _SPAN = 4000  # multiplications in whose time the slower products lose what one 
 
 
 class Compiled:
-    """The pass over x `(..., in)` of any width and dtype, recorded when the first such x comes."""
+    """The pass over x `(..., in)` of one dtype and any width, recorded when the first x of a width comes."""
 
     def __init__(self, forward: Callable[[Any], Any], threads: int | None) -> None:
         self._forward, self._threads = forward, threads
-        self._passes: dict[tuple[int, str], Pass] = {}
+        self._passes: dict[int, Pass] = {}
+        self._rows: dict[tuple[int, ...], _Row] = {}  # by the shape of x
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        x = np.asarray(x)  # a memmap's slices would be memmaps
-        found = self._passes.get((x.shape[-1], x.dtype.char))
-        return (found or self._record(x))(x)
+        row = self._rows.get(x.shape)
+        if row is not None:
+            return row(x)
+        width = x.shape[-1]
+        if width not in self._passes:
+            self._passes[width] = Pass(record(self._forward, width, x.dtype.newbyteorder("=")), self._threads)
+        found = self._passes[width]
+        if x.size == width and not found.ensemble:
+            row = self._rows[x.shape] = _Row(Program(found.values, "vector"), x.shape)
+            return row(x)
+        return found(np.asarray(x))  # a memmap's slices would be memmaps
 
-    def _record(self, x: np.ndarray) -> "Pass":
-        values = record(self._forward, x.shape[-1], x.dtype.newbyteorder("="))
-        found = self._passes[x.shape[-1], x.dtype.char] = Pass(values, self._threads)
-        return found
+
+class _Row:
+    """A pass over a single row: its products are BLAS's own, with as many threads as that has."""
+
+    def __init__(self, program: Program, shape: tuple[int, ...]) -> None:
+        self._program, self._shape = program, shape
+        self._free: list[Callable[[np.ndarray], np.ndarray]] = []
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        try:
+            run = self._free.pop()
+        except IndexError:
+            run = Workspace(self._program, 1).row(self._shape)
+        y = run(x)
+        self._free.append(run)
+        return y
 
 
 class Pass:
-    """One recorded pass: x `(..., in)` to `(..., out)`, or `(members, ..., out)` for an ensemble."""
+    """One recorded pass over many rows: x `(..., in)` to `(..., out)`, or `(members, ..., out)` for an ensemble."""
 
     def __init__(self, values: list[Value], threads: int | None) -> None:
         self.values, self.threads = values, threads
@@ -53,11 +74,6 @@ class Pass:
         self.members, self.out, self.dtype = output.shape[:-2], output.features, output.dtype
         self.ensemble = any(len(value.shape) == 3 for value in values)
         self.cost = sum(map(_cost, values))
-        self._rows: list[Workspace] = []
-
-    @functools.cached_property
-    def _row(self) -> Program:
-        return Program(self.values, "vector")
 
     @functools.cached_property
     def _tiles(self) -> "_Tiles":
@@ -68,23 +84,11 @@ class Pass:
         return _Layers(self.values)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        if x.size == self.width and not self.ensemble:
-            return self._one(x)
         flat = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.width)
         y = np.empty((*self.members, len(flat), self.out), self.dtype)
         with BLAS.on_one_thread() as allowed:
             self._run(flat, y, self.threads or allowed)
         return y if x.ndim == 2 else y.reshape(*self.members, *x.shape[:-1], self.out)
-
-    def _one(self, x: np.ndarray) -> np.ndarray:
-        """A single row: its products are BLAS's own, with as many threads as that has."""
-        try:
-            workspace = self._rows.pop()
-        except IndexError:
-            workspace = Workspace(self._row, 1)
-        y = workspace.row(x)
-        self._rows.append(workspace)
-        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out)
 
     def _run(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
         if len(x) * self.cost < _WORK:
