@@ -27,7 +27,7 @@ from nnfwd_numpy.threads import cache_size
 Order = Literal["rows", "features", "vector", "block"]
 X, Y = -1, -2  # in the place of a buffer's number: the tile of x, the tile of the output
 _SMALL = {"features": 1 << 16, "vector": 1 << 19}  # numbers of a weight that is worth a copy with its bias
-_COPIES = 1 << 22  # and of all of them together
+_COPIES = 12 << 20  # bytes of a program's copies of weights
 _WIDE = 32  # numbers from which on a row of constants is faster than one constant
 _APART = 16  # numbers between two rows: a power of two would bring them into the same few lines of the cache
 
@@ -42,7 +42,10 @@ class Program:
         self.affine: dict[int, tuple[Value, np.ndarray]] = {}  # products that take their bias along
         self.buffers: list[tuple[Value, bool]] = []  # a value of that shape, and whether a row of ones is below
         self.where: dict[int, int] = {}
-        if order in ("features", "vector"):
+        self.laid: dict[int, np.ndarray] = {}  # weights as products are fastest
+        if order == "rows":
+            self._lay()
+        elif order != "block":
             self._fold()
         self._allocate()
         self.row_bytes = sum((v.features + ones) * v.dtype.itemsize * _members(v) for v, ones in self.buffers)
@@ -59,14 +62,22 @@ class Program:
                 continue
             if uses[z.index] == [value.index]:
                 h, w = z.operands
-                fits = w.size <= min(_SMALL[self.order], left)
+                fits = w.size <= _SMALL[self.order] and w.nbytes <= left
                 if self.order == "vector" and w.shape[1] < _WIDE:
                     fits = fits and w.size <= _WIDE * 128  # one row of few outputs is faster as it lies
                 if isinstance(b, np.ndarray) and b.ndim == 1 and fits:
                     self.affine[value.index] = (h, np.asfortranarray(np.vstack([w, b]).T))
-                    left -= w.size
+                    left -= w.nbytes
         folded = {value.sources[0].index for value in self.values if value.index in self.affine}
         self.values = [value for value in self.values if value.index not in folded]
+
+    def _lay(self) -> None:
+        """Weights `(out, in)` as `(in, out)`, which makes products a few hundredths faster, as far as memory goes."""
+        left = _COPIES
+        for value in self.values[1:]:
+            if _is_product(value) and value.operands[1].nbytes <= left:
+                self.laid[value.index] = np.ascontiguousarray(value.operands[1])
+                left -= value.operands[1].nbytes
 
     @functools.cached_property
     def single(self) -> set[int]:
@@ -167,7 +178,7 @@ class Workspace:
         self._bound: dict[tuple[int, ...], _Bound] = {}
         # Overflow is silent: a context that is entered at little cost, unlike np.errstate.
         self._context = contextvars.copy_context()
-        self._context.run(np.seterr, all="ignore")
+        self._context.run(lambda: np.seterr(all="ignore"))
 
     def _array(self, value: Value, ones: bool) -> np.ndarray:
         order = self.program.order
@@ -196,11 +207,15 @@ class Workspace:
         """
         self._context.run(self._bind(x.shape), x, y, first)
 
+    def product(self, w: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """w h, silently."""
+        return self._context.run(np.matmul, w, h)
+
     def row(self, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
         """In the order "vector", what takes x of this shape, whose axes are 1 but for the last, to its output."""
         bound = self._bind((1, shape[-1]))
         bound.last = bound.last.reshape((*shape[:-1], self.program.output.features))
-        return functools.partial(self._context.run, bound.row)
+        return functools.partial(self._context.run, bound.row)  # type: ignore[call-arg]
 
 
 class _Tile:
@@ -301,8 +316,10 @@ class _Bound:
         if value.kind == "matmul":
             h, w = value.operands
             if order == "rows":
-                return np.matmul, (self._at(h, strip), w, out)
+                return np.matmul, (self._at(h, strip), self.program.laid.get(value.index, w), out)
             return product, (w.T, self._at(h, strip), out)
+        if value.function is np.negative:  # NumPy 2.4 negates the wrong numbers of some strided arrays
+            return np.multiply, (self._at(value.sources[0], strip), self._operand(-1.0, value, strip), out)
         operands = [self._operand(a, value, strip) for a in value.operands]
         if value.kind == "reduce" and order == "vector":
             if value.function is np.add:  # a sum is a product with ones, which takes half the time

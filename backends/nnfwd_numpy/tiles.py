@@ -18,7 +18,7 @@ from nnfwd_numpy.program import Order, Program, Workspace
 from nnfwd_numpy.recording import Value, record
 from nnfwd_numpy.threads import BLAS, TEAM, cache_size
 
-_MEMORY = 32 << 20  # bytes that the tiles of all threads may take together
+_MEMORY = 24 << 20  # bytes that the tiles of all threads may take together
 _TALL = 1024  # rows from which on products are at full speed
 _LOW = 256  # rows below which they are too slow
 _WORK = 8_000_000  # multiplications and the like that take longer than waking a thread
@@ -77,7 +77,7 @@ class Pass:
 
     @functools.cached_property
     def _tiles(self) -> "_Tiles":
-        return _Tiles(Program(self.values, _order(self.values)), least=_TALL)
+        return _Tiles(Program(self.values, _order(self.values)))
 
     @functools.cached_property
     def _layers(self) -> "_Layers":
@@ -86,8 +86,9 @@ class Pass:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         flat = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.width)
         y = np.empty((*self.members, len(flat), self.out), self.dtype)
-        with BLAS.on_one_thread() as allowed:
-            self._run(flat, y, self.threads or allowed)
+        if flat.size:
+            with BLAS.on_one_thread() as allowed:
+                self._run(flat, y, self.threads or allowed)
         return y if x.ndim == 2 else y.reshape(*self.members, *x.shape[:-1], self.out)
 
     def _run(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
@@ -120,14 +121,14 @@ def _is_row(a: Any) -> bool:
 class _Tiles:
     """A program over tiles of rows."""
 
-    def __init__(self, program: Program, *, least: int) -> None:
-        self.program, self.least = program, least
+    def __init__(self, program: Program) -> None:
+        self.program = program
         self._free: list[Workspace] = []
 
     def height(self, threads: int) -> int:
         """Rows of a tile: so many that a call is long against its overhead, and its operands stay in cache."""
         widest = max((value.features * value.dtype.itemsize for value, _ in self.program.buffers), default=1)
-        height = max(2 * cache_size() // widest, self.least)
+        height = max(cache_size() // widest, _TALL)
         return max(min(height, _MEMORY // (threads * max(self.program.row_bytes, 1))), 1)
 
     def run(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
@@ -136,14 +137,12 @@ class _Tiles:
         count = math.ceil(len(x) / height)
         if threads > 1:
             count = threads * math.ceil(count / threads)
-        edges = [len(x) * i // count for i in range(count + 1)]
-        TEAM.run([functools.partial(self._tile, x, y, *pair, height) for pair in itertools.pairwise(edges)], threads)
+        edges = itertools.pairwise(_edges(len(x), count))
+        TEAM.run([functools.partial(self._tile, x, y, *pair, height) for pair in edges], threads)
         del self._free[threads:]
 
     def _tile(self, x: np.ndarray, y: np.ndarray, start: int, stop: int, height: int) -> None:
-        workspace = self._free.pop() if self._free else None
-        if workspace is None or workspace.rows < stop - start:
-            workspace = Workspace(self.program, height)
+        workspace = _taken(self._free, stop - start) or Workspace(self.program, height)
         workspace.run(x[start:stop], y[..., start:stop, :])
         self._free.append(workspace)
 
@@ -156,16 +155,17 @@ class _Layers:
 
     def __init__(self, values: list[Value]) -> None:
         self.parts = [_Part(values) for values in _cut(values)]
-        self.row_bytes = 3 * max(value.features * value.dtype.itemsize for value in values)
+        ends = itertools.pairwise([values[0], *(part.output for part in self.parts)])
+        self.row_bytes = max(a.features * a.dtype.itemsize + b.features * b.dtype.itemsize for a, b in ends)
 
     def run(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
         """Computes the rows y of x."""
-        height = max(_MEMORY // self.row_bytes, 1)
-        for start in range(0, len(x), height):
-            h = np.ascontiguousarray(x[start : start + height].T)
+        count = math.ceil(len(x) / max(_MEMORY // self.row_bytes, 1))
+        for start, stop in itertools.pairwise(_edges(len(x), count)):
+            h = np.ascontiguousarray(x[start:stop].T)
             for part in self.parts:
                 h = part.run(h, threads)
-            np.copyto(y[start : start + height], h.T)
+            np.copyto(y[start:stop], h.T)
 
 
 class _Part:
@@ -186,19 +186,34 @@ class _Part:
         if self.whole:
             Workspace(self.program, n).run(h.T, result.T)
             return result
-        size = max(cache_size() // (2 * h.dtype.itemsize * n), 1)  # features whose numbers fill half the cache
+        # Features whose numbers fill half the cache, all threads' buffers keeping to their share of memory.
+        buffers = h.dtype.itemsize + sum(value.dtype.itemsize for value, _ in self.program.buffers)
+        size = max(min(cache_size() // (2 * h.dtype.itemsize), _MEMORY // (threads * buffers)) // n, 1)
         count = threads * math.ceil(len(result) / (size * threads))
-        edges = [len(result) * i // count for i in range(count + 1)]
-        jobs = [functools.partial(self._block, h, result, *pair, size) for pair in itertools.pairwise(edges)]
-        TEAM.run(jobs, threads)
+        edges = itertools.pairwise(_edges(len(result), count))
+        TEAM.run([functools.partial(self._block, h, result, *pair, size) for pair in edges], threads)
         self._free.clear()
         return result
 
     def _block(self, h: np.ndarray, result: np.ndarray, start: int, stop: int, size: int) -> None:
-        workspace = self._free.pop() if self._free else Workspace(self.program, size * h.shape[1])
-        z = h[start:stop] if self.weight is None else np.matmul(self.weight.T[start:stop], h)
+        workspace = _taken(self._free, (stop - start) * h.shape[1]) or Workspace(self.program, size * h.shape[1])
+        z = h[start:stop] if self.weight is None else workspace.product(self.weight.T[start:stop], h)
         workspace.run(z, result[start:stop], start)
         self._free.append(workspace)
+
+
+def _taken(free: list[Workspace], rows: int) -> Workspace | None:
+    """One that no other thread has, if it is large enough."""
+    try:
+        workspace = free.pop()
+    except IndexError:
+        return None
+    return workspace if workspace.rows >= rows else None
+
+
+def _edges(n: int, count: int) -> list[int]:
+    """Where n things begin and end that are shared out evenly."""
+    return [n * i // count for i in range(count + 1)]
 
 
 def _cut(values: Sequence[Value]) -> list[list[Value]]:

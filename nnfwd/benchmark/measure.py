@@ -3,9 +3,9 @@
 Absolute times mean little on a machine that others use too, so what counts is the ratio to the fastest peer of the same
 round, and the share of the rate at which this machine multiplies matrices in that round.
 
-Threads of a pool spin for a while after a call (ONNX Runtime's 40 ms, OpenBLAS's 100 ms), and would take their core from
-the next candidate, which then looks up to ten times slower than it is. So each measurement waits until the process is
-quiet, and begins with calls that are not counted.
+Threads of a pool spin for a while after a call (ONNX Runtime's 40 ms, OpenBLAS's 100 ms), and would take their core
+from the next candidate, which then looks up to ten times slower than it is. So each measurement waits until the process
+is quiet, and begins with calls that are not counted.
 """
 
 import contextlib
