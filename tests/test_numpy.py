@@ -33,8 +33,9 @@ MEBIBYTE = 1 << 20
 def small_tiles(monkeypatch):
     """Tiles of a few rows on several threads, whatever the batch: every way of running is taken on small arrays."""
     monkeypatch.setattr(tiles, "_TALL", 4)
-    monkeypatch.setattr(tiles, "_WORK", 0)
+    monkeypatch.setattr(tiles, "_WORK", 1)
     monkeypatch.setattr(tiles, "_LOW", 0)
+    monkeypatch.setattr(tiles, "_HEAVY", -1)
     monkeypatch.setattr(tiles, "cache_size", lambda: 64)
     monkeypatch.setattr(program, "cache_size", lambda: 64)
     monkeypatch.setattr(program, "_WIDE", 2)
@@ -102,7 +103,7 @@ def test_random_networks_in_every_order(order, dtype, small_tiles, monkeypatch):
 @given(rows=st.integers(0, 70), count=st.integers(1, 5))
 def test_any_number_of_rows_and_threads(make, rows, count):
     net, x = make("float32"), inputs(rows, 4)
-    with mock.patch.multiple(tiles, _WORK=0, _TALL=8, cache_size=lambda: 64):
+    with mock.patch.multiple(tiles, _WORK=1, _TALL=8, cache_size=lambda: 64):
         y = net.compile(backend="numpy", threads=count)(x)
     assert_inside(net, x, y)
 

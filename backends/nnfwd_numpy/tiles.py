@@ -20,7 +20,10 @@ from nnfwd_numpy.threads import BLAS, TEAM, cache_size
 
 _MEMORY = 24 << 20  # bytes that the tiles of all threads may take together
 _TALL = 1024  # rows from which on products are at full speed
-_LOW = 256  # rows below which they are too slow
+_LOW = 256  # rows of a thread below which it mostly reads the weights, where these are
+_HEAVY = 16 << 20  # bytes that no cache holds
+_WIDE = 32  # rows from which on operations along them are long
+_ALONE = 1 << 17  # multiplications of a product below which no BLAS calls its own threads
 _WORK = 8_000_000  # multiplications and the like that take longer than waking a thread
 _STEP = 16  # multiplications that an operation on one number costs as much as
 _SPAN = 4000  # multiplications in whose time the slower products lose what one operation along a short row takes
@@ -74,6 +77,14 @@ class Pass:
         self.members, self.out, self.dtype = output.shape[:-2], output.features, output.dtype
         self.ensemble = any(len(value.shape) == 3 for value in values)
         self.cost = sum(map(_cost, values))
+        products = [value.operands[1] for value in values if value.kind == "matmul"]
+        self.largest = max((w.size for w in products), default=0)
+        self.heavy = sum(w.nbytes for w in products) > _HEAVY and not self.ensemble
+        self._few: dict[int, list[Workspace]] = {}
+
+    @functools.cached_property
+    def _flat(self) -> Program:
+        return Program(self.values, "rows")
 
     @functools.cached_property
     def _tiles(self) -> "_Tiles":
@@ -85,20 +96,33 @@ class Pass:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         flat = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.width)
-        y = np.empty((*self.members, len(flat), self.out), self.dtype)
-        if flat.size:
+        n = len(flat)
+        y = np.empty((*self.members, n, self.out), self.dtype)
+        if n * self.largest < _ALONE and n * self.cost < _WORK:
+            self._straight(flat, y)
+        else:
             with BLAS.on_one_thread() as allowed:
-                self._run(flat, y, self.threads or allowed)
+                self._shared(flat, y, self.threads or allowed)
         return y if x.ndim == 2 else y.reshape(*self.members, *x.shape[:-1], self.out)
 
-    def _run(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
-        if len(x) * self.cost < _WORK:
-            threads = 1
-        height = self._tiles.height(threads)
-        if min(height, len(x) // threads) < _LOW and threads > 1 and not self.ensemble:
+    def _shared(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
+        threads = min(threads, len(x) * self.cost // _WORK)
+        if threads < 1:
+            self._straight(x, y)
+        elif self.heavy and min(self._tiles.height(threads), len(x) // threads) < _LOW:
             self._layers.run(x, y, threads)
         else:
             self._tiles.run(x, y, threads)
+
+    def _straight(self, x: np.ndarray, y: np.ndarray) -> None:
+        """A small batch: one tile, on the calling thread, in memory that is kept for a few sizes."""
+        n = len(x)
+        if n not in self._few and len(self._few) >= 4:
+            self._few.popitem()
+        free = self._few.setdefault(n, [])
+        workspace = _taken(free, n) or Workspace(self._flat if n < _WIDE else self._tiles.program, n)
+        workspace.run(x, y)
+        free.append(workspace)
 
 
 def _cost(value: Value) -> int:
@@ -173,8 +197,8 @@ class _Part:
 
     def __init__(self, values: list[Value]) -> None:
         self.output = values[-1]
-        self.weight = values[1].operands[1] if values[1].kind == "matmul" else None
-        rest = values if self.weight is None else values[1:]
+        self.matrix = values[1].operands[1] if values[1].kind == "matmul" else None
+        rest = values if self.matrix is None else values[1:]
         self.whole = _takes_all(rest)
         self.program = Program(rest, "features" if self.whole else "block")
         self._free: list[Workspace] = []
@@ -186,9 +210,9 @@ class _Part:
         if self.whole:
             Workspace(self.program, n).run(h.T, result.T)
             return result
-        # Features whose numbers fill half the cache, all threads' buffers keeping to their share of memory.
+        # Features whose numbers fill a quarter of the cache, all threads' buffers keeping to their share of memory.
         buffers = h.dtype.itemsize + sum(value.dtype.itemsize for value, _ in self.program.buffers)
-        size = max(min(cache_size() // (2 * h.dtype.itemsize), _MEMORY // (threads * buffers)) // n, 1)
+        size = max(min(cache_size() // (4 * h.dtype.itemsize), _MEMORY // (threads * buffers)) // n, 1)
         count = threads * math.ceil(len(result) / (size * threads))
         edges = itertools.pairwise(_edges(len(result), count))
         TEAM.run([functools.partial(self._block, h, result, *pair, size) for pair in edges], threads)
@@ -197,7 +221,7 @@ class _Part:
 
     def _block(self, h: np.ndarray, result: np.ndarray, start: int, stop: int, size: int) -> None:
         workspace = _taken(self._free, (stop - start) * h.shape[1]) or Workspace(self.program, size * h.shape[1])
-        z = h[start:stop] if self.weight is None else workspace.product(self.weight.T[start:stop], h)
+        z = h[start:stop] if self.matrix is None else workspace.product(self.matrix.T[start:stop], h)
         workspace.run(z, result[start:stop], start)
         self._free.append(workspace)
 
