@@ -345,6 +345,9 @@ def _names(given: Any) -> str:
     )
 
 
+_UNMET = object()
+
+
 class Compiled:
     """A network ready to run many times on one backend, device and dtype: `run(x)` takes x `(..., in)` to `(..., out)`.
 
@@ -391,15 +394,15 @@ class Compiled:
             else:
                 self._run = functools.partial(plain, layers)
         self._type = type(self._anchor)
-        self._met: set[Any] = set()  # of each x that passed the checks, all that they read
+        self._met: dict[Any, Any] = {}  # what the checks read of each x that passed them
 
     def __call__(self, x: Any, /) -> Array:
         """The output for x."""
-        if type(x) is self._type and (x.dtype, x.shape, x.device) in self._met:
+        if type(x) is self._type and self._met.get((x.dtype, x.shape), _UNMET) == x.device:
             return self._run(x)
         placed = self._checked(x)
         if placed is x and type(x) is self._type and len(self._met) < 1000:
-            self._met.add((x.dtype, x.shape, x.device))
+            self._met[x.dtype, x.shape] = x.device
         return self._run(placed)
 
     def _checked(self, x: Any) -> Array:

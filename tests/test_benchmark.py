@@ -25,7 +25,8 @@ survey = functools.cache(backend.backends)  # which takes a while
 def quick(monkeypatch):
     monkeypatch.setattr(backend, "backends", survey)
     monkeypatch.setattr(measure, "GEMM", 64)
-    monkeypatch.setattr(measure, "REST", 0.0)
+    monkeypatch.setattr(measure, "WARM", 1e-6)
+    monkeypatch.setattr(measure, "_rest", lambda: None)
     monkeypatch.setattr(measure, "SHORTEST", 1e-5)
     monkeypatch.setenv("JAX_ENABLE_X64", "0")  # the command sets it for its own process: here it must not stay
 
