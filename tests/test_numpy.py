@@ -2,7 +2,9 @@
 
 import gc
 import itertools
+import os
 import pickle
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -41,7 +43,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(program, "_WIDE", 2)
 
 
-ORDERS = ("rows", "features", "by layers", "one by one")
+ORDERS = ("straight", "rows", "features", "by layers", "one by one")
 
 
 def run_as(order, net, x, monkeypatch, count=3):
@@ -50,6 +52,8 @@ def run_as(order, net, x, monkeypatch, count=3):
     if order == "one by one":
         return np.stack([run(row) for row in x], axis=-2)
     monkeypatch.setattr(tiles, "_LOW", 10**9 if order == "by layers" else 0)
+    monkeypatch.setattr(tiles, "_WORK", 10**12 if order == "straight" else 1)
+    monkeypatch.setattr(tiles, "_WIDE", 3)
     in_tiles = "features" if order == "features" and net.chain.members is None else "rows"
     monkeypatch.setattr(tiles, "_order", lambda values: in_tiles)
     return run(x)
@@ -154,6 +158,14 @@ def test_a_network_without_weights_takes_any_width():
             assert_inside(Network([Activation("softmax")]), x, run(x))
 
 
+def test_few_widths_are_kept():
+    run = Network([Activation("relu")]).compile(backend="numpy", dtype="float32")
+    for width in range(1, 20):
+        for rows in (1, 5):
+            assert run(np.ones((rows, width), "float32")).shape == (rows, width)
+    assert len(run._run._passes) <= 4
+
+
 @pytest.mark.parametrize("rows", [1, 7, 3000])
 def test_results_are_the_callers_own(rows):
     run = mixed().compile(backend="numpy")
@@ -177,7 +189,8 @@ def test_a_row_of_nan_leaves_the_others_as_they_are(small_tiles):
 
 def test_the_same_shape_gives_the_same_bits():
     """Whatever else runs, and however many threads BLAS has."""
-    for net, rows in ((wide(64), 3000), (wide(512), 300), (wide(64), 1)):
+    many = Network([Dense(inputs(20_000, 5), None, "softmax")])
+    for net, rows in ((wide(64), 3000), (wide(512), 300), (wide(64), 1), (many, 1), (many, 40)):
         run, x = net.compile(backend="numpy", threads=2), inputs(rows, net.in_features)
         wanted = run(x).tobytes()
         with ThreadPoolExecutor(6) as pool:
@@ -276,9 +289,29 @@ def test_a_forked_process_has_threads_of_its_own():
     assert forked(lambda: run(x).tobytes() == wanted)
 
 
+def test_a_thread_that_outlives_the_main_one():
+    program = (
+        "import threading, time, numpy, nnfwd\n"
+        "net = nnfwd.Network([nnfwd.Dense(numpy.ones((8, 64)))])\n"
+        "x = numpy.ones((20000, 64))\n"
+        "net(x)\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print(net(x).sum()))).start()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{20000 * 8 * 64.0}\n", done.stderr
+
+
+def test_a_softmax_after_a_single_feature():
+    x = inputs(3, 1)
+    net = Network([Dense(inputs(1, 1), inputs(1)), Dense(inputs(4, 1), inputs(4), "softmax")])
+    for rows in (x, x[:1]):
+        assert_inside(net, rows, net.compile(backend="numpy")(rows))
+
+
 def test_threads_and_other_options():
     net = mixed()
-    for count in (0, -1, 1.5, "two"):
+    for count in (0, -1, 1.5, "two", True):
         with pytest.raises(BackendError, match=rf"threads is {count!r}: it must be a positive whole number"):
             net.compile(backend="numpy", threads=count)
     with pytest.raises(UnknownNameError, match="unknown option of compile on numpy 'thread': did you mean 'threads'"):

@@ -11,6 +11,7 @@ row's products are left to BLAS. A network with a callable of one's own, which m
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ def scope(precision: str, x: Any, /) -> contextlib.AbstractContextManager[Any]:
 def compile(
     forward: Callable[..., np.ndarray], layers: Sequence[Any], /, *, threads: int | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    count = None if threads is None else _count(threads)
+    if count is not None and count < 1:
         raise BackendError(
             f"threads is {threads!r}: it must be a positive whole number, or None for as many as BLAS has"
         )
@@ -59,7 +61,15 @@ def compile(
         return plain
     from nnfwd_numpy.tiles import Compiled
 
-    return Compiled(plain, threads)
+    return Compiled(plain, count)
+
+
+def _count(threads: Any) -> int:
+    """A whole number; 0 for what is none."""
+    try:
+        return 0 if isinstance(threads, bool) else operator.index(threads)
+    except TypeError:
+        return 0
 
 
 def large(x: np.ndarray, /) -> bool:

@@ -29,6 +29,7 @@ X, Y = -1, -2  # in the place of a buffer's number: the tile of x, the tile of t
 _SMALL = {"features": 1 << 16, "vector": 1 << 19}  # numbers of a weight that is worth a copy with its bias
 _COPIES = 12 << 20  # bytes of a program's copies of weights
 _WIDE = 32  # numbers from which on a row of constants is faster than one constant
+_NARROW = 4096  # numbers up to which BLAS adds up products on one thread
 _APART = 16  # numbers between two rows: a power of two would bring them into the same few lines of the cache
 
 
@@ -47,7 +48,10 @@ class Program:
             self._lay()
         elif order != "block":
             self._fold()
+        self.single = self._single()
         self._allocate()
+        self.parts = self._parts()
+        self.passing = self._passing()
         self.row_bytes = sum((v.features + ones) * v.dtype.itemsize * _members(v) for v, ones in self.buffers)
 
     def _fold(self) -> None:
@@ -79,8 +83,7 @@ class Program:
                 self.laid[value.index] = np.ascontiguousarray(value.operands[1])
                 left -= value.operands[1].nbytes
 
-    @functools.cached_property
-    def single(self) -> set[int]:
+    def _single(self) -> set[int]:
         """Values that are one number a row: reductions, and what is made of these alone."""
         found: set[int] = set()
         for value in self.values[1:]:
@@ -95,7 +98,6 @@ class Program:
 
     def _allocate(self) -> None:
         last = {source.index: value.index for value in self.values for source in self.sources(value)}
-        last[self.output.index] = len(last) + len(self.values)
         ones = {h.index for h, _ in self.affine.values()}
         free: dict[Any, list[int]] = {}
         replaced: dict[int, Value] = {}  # what a value is written over
@@ -122,15 +124,16 @@ class Program:
             while written is not None:  # what the output is written over need not be anywhere else
                 self.where[written.index] = Y
                 written = replaced.get(written.index)
+        used = sorted({i for i in self.where.values() if i >= 0})
+        self.buffers = [self.buffers[i] for i in used]
+        self.where = {index: used.index(i) if i >= 0 else i for index, i in self.where.items()}
 
-    @functools.cached_property
-    def parts(self) -> list[list[Value]]:
+    def _parts(self) -> list[list[Value]]:
         """The values to compute: each product alone, and what is between two of them."""
         made = (value for value in self.values if value is not self.input)
         return [list(part) for _, part in itertools.groupby(made, lambda value: _is_product(value) and value.index)]
 
-    @functools.cached_property
-    def passing(self) -> set[int]:
+    def _passing(self) -> set[int]:
         """Buffers that hold something from one part to another."""
         part_of = {value.index: i for i, part in enumerate(self.parts) for value in part}
         return {
@@ -177,7 +180,7 @@ class Workspace:
         self.arrays = [self._array(value, ones) for value, ones in program.buffers]
         self._bound: dict[tuple[int, ...], _Bound] = {}
         # Overflow is silent: a context that is entered at little cost, unlike np.errstate.
-        self._context = contextvars.copy_context()
+        self._context = contextvars.Context()
         self._context.run(lambda: np.seterr(all="ignore"))
 
     def _array(self, value: Value, ones: bool) -> np.ndarray:
@@ -250,7 +253,7 @@ class _Bound:
                 for value in part:
                     self._add(*self._call(value, strip))
         if program.where[program.output.index] == X:
-            self._add(np.copyto, (_Tile(Y, every), _Tile(X, every)))
+            self._add(np.copyto, (_Tile(Y, slice(None)), _Tile(X, slice(None))))
         elif program.order == "features":
             self._add(_copy_transposed, (_Tile(Y, every), self._at(program.output, every)))
         elif program.order == "vector":
@@ -303,7 +306,7 @@ class _Bound:
             passing = i in self.program.passing
             return array[..., strip if passing else slice(strip.stop - strip.start), :]
         if order == "vector" and value.index in self.program.single:
-            return array.reshape(())  # as the other operand of an operation three times as fast as (1,)
+            return array[:1].reshape(())  # as the other operand of an operation three times as fast as (1,)
         inside = array if ones else array[: value.features]
         return inside[:, : self.n] if order == "features" else inside
 
@@ -322,7 +325,7 @@ class _Bound:
             return np.multiply, (self._at(value.sources[0], strip), self._operand(-1.0, value, strip), out)
         operands = [self._operand(a, value, strip) for a in value.operands]
         if value.kind == "reduce" and order == "vector":
-            if value.function is np.add:  # a sum is a product with ones, which takes half the time
+            if value.function is np.add and value.sources[0].features <= _NARROW:  # in half the time of a reduction
                 return np.dot, (*operands, np.ones(value.sources[0].features, value.dtype), out)
             return value.function.reduce, (*operands, 0, None, out)
         if value.kind == "reduce":
@@ -355,7 +358,7 @@ class _Bound:
         elif value.function in (np.maximum, np.minimum):
             length = value.features if order == "rows" else self.n
             shape = (length,) if length >= _WIDE else ()
-        key = (a, dtype, shape)
+        key = (a, math.copysign(1, a), dtype, shape)
         if key not in self.constants:
             self.constants[key] = np.full(shape, a, dtype)
         return self.constants[key]

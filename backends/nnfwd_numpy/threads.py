@@ -2,61 +2,67 @@
 
 The number of BLAS's threads belongs to the whole process. It is changed when the first call that needs it begins, and
 restored when the last one ends, well or not; what else multiplies matrices in that time does so on one thread.
+
+A process may be forked when no pass runs. While one does, OpenBLAS itself may wait for ever in the fork.
 """
 
 import collections
 import concurrent.futures
 import contextlib
 import functools
-import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
 class _Blas:
+    """The number of BLAS's threads. `hold` and `release` may be interrupted anywhere, and be repeated."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holders = 0
-        self._before: list[tuple[Any, int]] = []
+        self._holders: set[object] = set()
+        self._libraries: list[Any] | None = None
+        self._before: list[tuple[Any, int]] | None = None  # what is to be restored; None where nothing is
 
-    @functools.cached_property
-    def _libraries(self) -> list[Any]:
-        import threadpoolctl
-
-        return [lib for lib in threadpoolctl.ThreadpoolController().lib_controllers if lib.user_api == "blas"]
-
-    @contextlib.contextmanager
-    def on_one_thread(self) -> Iterator[int]:
-        """A context in which BLAS runs on one thread; gives the number of threads it has otherwise."""
+    def hold(self, holder: object, wanted: int | None) -> int:
+        """Puts BLAS on one thread until `release`; gives the number wanted, by default the one it has otherwise."""
         with self._lock:
-            if self._holders == 0:
+            if self._libraries is None:
+                import threadpoolctl
+
+                found = threadpoolctl.ThreadpoolController().lib_controllers
+                self._libraries = [library for library in found if library.user_api == "blas"]
+            self._holders.add(holder)
+            if self._before is None:
                 self._before = [(library, library.num_threads) for library in self._libraries]
                 for library, count in self._before:
                     if count != 1:
                         library.set_num_threads(1)
-            self._holders += 1
-            allowed = max((count for _, count in self._before), default=_processors())
-        try:
-            yield allowed
-        finally:
-            with self._lock:
-                self._holders -= 1
-                if self._holders == 0:
-                    self._restore()
+            return wanted or max([count for _, count in self._before] or [_processors()])
 
-    def _restore(self) -> None:
-        for library, count in self._before:
-            if count != 1:
-                library.set_num_threads(count)
+    def release(self, holder: object) -> None:
+        """Sets back what `hold` found, after the last holder."""
+        try:
+            self._release(holder)
+        except KeyboardInterrupt:
+            self._release(holder)
+            raise
+
+    def _release(self, holder: object) -> None:
+        with self._lock:
+            self._holders.discard(holder)
+            if not self._holders and self._before is not None:
+                for library, count in self._before:
+                    if count != 1:
+                        library.set_num_threads(count)
+                self._before = None
 
     def forked(self) -> None:
         """In a process that was forked while another thread was at work, that thread is no more."""
         self._lock = threading.Lock()
-        if self._holders:
-            self._holders = 0
-            self._restore()
+        self._holders.clear()
+        self._release(None)
 
 
 class _Team:
@@ -74,8 +80,9 @@ class _Team:
     def run(self, jobs: Sequence[Callable[[], None]], threads: int) -> None:
         """Runs all jobs, each once, on the calling thread and its helpers; raises what one of them raised."""
         left = collections.deque(jobs)
-        helpers = self._called(left, min(threads, len(jobs)) - 1)
+        helpers: list[concurrent.futures.Future[None]] = []
         try:
+            self._call(helpers, left, min(threads, len(jobs)) - 1)
             _work(left, None)
         finally:
             left.clear()
@@ -84,19 +91,24 @@ class _Team:
         for helper in started:
             helper.result()
 
-    def _called(self, left: collections.deque[Callable[[], None]], count: int) -> list[concurrent.futures.Future[None]]:
+    def _call(
+        self, helpers: list[concurrent.futures.Future[None]], left: collections.deque[Callable[[], None]], count: int
+    ) -> None:
         if count < 1:
-            return []
+            return
         with self._lock:
             if self._pool is None or self._size < count:
                 self._pool = concurrent.futures.ThreadPoolExecutor(count, "nnfwd")
                 self._size = count
-            return [self._pool.submit(_work, left, processor) for processor in _others(count)]
+            with contextlib.suppress(RuntimeError):  # at the end of the program no thread is started any more
+                helpers.extend(self._pool.submit(_work, left, where) for where in _others(count))
 
 
-def _work(left: collections.deque[Callable[[], None]], processor: int | None) -> None:
-    if processor is not None:
-        os.sched_setaffinity(0, {processor})
+def _work(left: collections.deque[Callable[[], None]], where: set[int] | None) -> None:
+    """Does what is left; on these processors, if any are named."""
+    if where is not None:
+        with contextlib.suppress(OSError):  # a sandbox may not allow it
+            os.sched_setaffinity(0, where)
     while True:
         try:
             job = left.popleft()
@@ -109,16 +121,17 @@ def _work(left: collections.deque[Callable[[], None]], processor: int | None) ->
             raise
 
 
-def _others(count: int) -> list[int | None]:
-    """Processors for the helpers of the calling thread, where the system lets one choose.
+def _others(count: int) -> Sequence[set[int] | None]:
+    """Processors for the helpers of the calling thread, the next ones after its own, where the system lets one choose.
 
     Left alone, Linux may keep a helper on the processor of the thread that woke it for milliseconds, the others idle.
     """
-    here = _current_processor()
-    if here is None:
+    current = _current_processor()
+    if current is None:
         return [None] * count
-    others = sorted(os.sched_getaffinity(0) - {here()})
-    return list(itertools.islice(itertools.cycle(others or [None]), count))
+    here, allowed = current(), os.sched_getaffinity(0)
+    others = sorted(allowed - {here}, key=lambda processor: (processor < here, processor))
+    return [{others[i % len(others)]} if others else allowed for i in range(count)]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,9 +42,12 @@ class Compiled:
         if row is not None:
             return row(x)
         width = x.shape[-1]
-        if width not in self._passes:
-            self._passes[width] = Pass(record(self._forward, width, x.dtype.newbyteorder("=")), self._threads)
-        found = self._passes[width]
+        found = self._passes.get(width)
+        if found is None:
+            if len(self._passes) >= 4:  # a network without weights, which takes any
+                self._passes, self._rows = {}, {}
+            found = Pass(record(self._forward, width, x.dtype.newbyteorder("=")), self._threads)
+            self._passes[width] = found
         if x.size == width and not found.ensemble:
             row = self._rows[x.shape] = _Row(Program(found.values, "vector"), x.shape)
             return row(x)
@@ -81,18 +84,26 @@ class Pass:
         self.largest = max((w.size for w in products), default=0)
         self.heavy = sum(w.nbytes for w in products) > _HEAVY and not self.ensemble
         self._few: dict[int, list[Workspace]] = {}
+        self._made: dict[str, Any] = {}
 
-    @functools.cached_property
+    # Made when they are needed, and without the lock of functools.cached_property: a fork could leave it locked.
+    @property
     def _flat(self) -> Program:
-        return Program(self.values, "rows")
+        if "flat" not in self._made:
+            self._made["flat"] = Program(self.values, "rows")
+        return cast(Program, self._made["flat"])
 
-    @functools.cached_property
+    @property
     def _tiles(self) -> "_Tiles":
-        return _Tiles(Program(self.values, _order(self.values)))
+        if "tiles" not in self._made:
+            self._made["tiles"] = _Tiles(Program(self.values, _order(self.values)))
+        return cast("_Tiles", self._made["tiles"])
 
-    @functools.cached_property
+    @property
     def _layers(self) -> "_Layers":
-        return _Layers(self.values)
+        if "layers" not in self._made:
+            self._made["layers"] = _Layers(self.values)
+        return cast("_Layers", self._made["layers"])
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         flat = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.width)
@@ -101,8 +112,11 @@ class Pass:
         if n * self.largest < _ALONE and n * self.cost < _WORK:
             self._straight(flat, y)
         else:
-            with BLAS.on_one_thread() as allowed:
-                self._shared(flat, y, self.threads or allowed)
+            holder = object()
+            try:
+                self._shared(flat, y, BLAS.hold(holder, self.threads))
+            finally:
+                BLAS.release(holder)
         return y if x.ndim == 2 else y.reshape(*self.members, *x.shape[:-1], self.out)
 
     def _shared(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
@@ -118,7 +132,7 @@ class Pass:
         """A small batch: one tile, on the calling thread, in memory that is kept for a few sizes."""
         n = len(x)
         if n not in self._few and len(self._few) >= 4:
-            self._few.popitem()
+            self._few.pop(next(iter(self._few), 0), None)
         free = self._few.setdefault(n, [])
         workspace = _taken(free, n) or Workspace(self._flat if n < _WIDE else self._tiles.program, n)
         workspace.run(x, y)
@@ -180,7 +194,7 @@ class _Layers:
     def __init__(self, values: list[Value]) -> None:
         self.parts = [_Part(values) for values in _cut(values)]
         ends = itertools.pairwise([values[0], *(part.output for part in self.parts)])
-        self.row_bytes = max(a.features * a.dtype.itemsize + b.features * b.dtype.itemsize for a, b in ends)
+        self.row_bytes = max((_width(a) + _width(b) for a, b in ends), default=1)
 
     def run(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
         """Computes the rows y of x."""
@@ -233,6 +247,11 @@ def _taken(free: list[Workspace], rows: int) -> Workspace | None:
     except IndexError:
         return None
     return workspace if workspace.rows >= rows else None
+
+
+def _width(value: Value) -> int:
+    """Bytes of one row."""
+    return value.features * value.dtype.itemsize
 
 
 def _edges(n: int, count: int) -> list[int]:
