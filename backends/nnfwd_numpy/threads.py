@@ -43,13 +43,6 @@ class _Blas:
 
     def release(self, holder: object) -> None:
         """Sets back what `hold` found, after the last holder."""
-        try:
-            self._release(holder)
-        except KeyboardInterrupt:
-            self._release(holder)
-            raise
-
-    def _release(self, holder: object) -> None:
         with self._lock:
             self._holders.discard(holder)
             if not self._holders and self._before is not None:
@@ -62,7 +55,7 @@ class _Blas:
         """In a process that was forked while another thread was at work, that thread is no more."""
         self._lock = threading.Lock()
         self._holders.clear()
-        self._release(None)
+        self.release(None)
 
 
 class _Team:

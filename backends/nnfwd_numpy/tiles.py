@@ -116,7 +116,11 @@ class Pass:
             try:
                 self._shared(flat, y, BLAS.hold(holder, self.threads))
             finally:
-                BLAS.release(holder)
+                try:
+                    BLAS.release(holder)
+                except KeyboardInterrupt:  # at the worst of moments
+                    BLAS.release(holder)
+                    raise
         return y if x.ndim == 2 else y.reshape(*self.members, *x.shape[:-1], self.out)
 
     def _shared(self, x: np.ndarray, y: np.ndarray, threads: int) -> None:
