@@ -5,8 +5,9 @@ storage. Overflow is silent here as everywhere else: what does not fit becomes i
 
 `net.compile(backend="numpy", threads=None)`, and `net(x)` for a large x, run over tiles of rows that stay in cache, on
 as many threads as NumPy's BLAS has, or as are asked for. While that goes on, BLAS is held to one thread, for the whole
-process, PyTorch's and SciPy's too, and set back afterwards. One shape of x gives the same bits every time for the same number of threads; a single
-row's products are left to BLAS. A network with a callable of one's own, which may mix rows, is run whole.
+process, SciPy's and PyTorch's too, and set back afterwards. One shape of x gives the same bits every time for the same
+number of threads; a single row's products are left to BLAS. A network with a callable of one's own, which may mix rows,
+is run whole.
 """
 
 import contextlib
