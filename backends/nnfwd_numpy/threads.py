@@ -107,11 +107,7 @@ def _work(left: collections.deque[Callable[[], None]], where: set[int] | None) -
             job = left.popleft()
         except IndexError:
             return
-        try:
-            job()
-        except BaseException:
-            left.clear()
-            raise
+        job()
 
 
 def _others(count: int) -> Sequence[set[int] | None]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -175,8 +176,8 @@ class Report:
     @property
     def geometric_mean(self) -> float | None:
         """Of the ratios of our first backend (NumPy) to the fastest peer."""
-        logs = [math.log(own.ratio[1]) for result in self.results for own in result.ours[:1] if own.ratio is not None]
-        return math.exp(sum(logs) / len(logs)) if logs else None
+        ratios = [own.ratio[1] for result in self.results for own in result.ours[:1] if own.ratio is not None]
+        return statistics.geometric_mean(ratios) if ratios else None
 
     @property
     def candidates(self) -> tuple[Timing, ...]:
