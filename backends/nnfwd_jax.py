@@ -115,7 +115,7 @@ class _Program:
         def traced(*arrays: jax.Array) -> jax.Array:
             *leaves, x = arrays
             layers, scalars = jax.tree.unflatten(structure, map(_swapped, leaves))
-            return forward([layer.replace(own) for layer, own in zip(layers, scalars, strict=True)], x)
+            return forward([layer.replace(numbers) for layer, numbers in zip(layers, scalars, strict=True)], x)
 
         self.run = jax.jit(traced)
         self.shapes: set[tuple[int, ...]] = set()  # of x, compiled as they came

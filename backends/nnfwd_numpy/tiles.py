@@ -86,24 +86,23 @@ class Pass:
         self._few: dict[int, list[Workspace]] = {}
         self._made: dict[str, Any] = {}
 
-    # Made when they are needed, and without the lock of functools.cached_property: a fork could leave it locked.
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is made when it is needed; not by functools.cached_property, whose lock a fork could leave locked."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
     @property
     def _flat(self) -> Program:
-        if "flat" not in self._made:
-            self._made["flat"] = Program(self.values, "rows")
-        return cast(Program, self._made["flat"])
+        return cast(Program, self._once("flat", lambda: Program(self.values, "rows")))
 
     @property
     def _tiles(self) -> "_Tiles":
-        if "tiles" not in self._made:
-            self._made["tiles"] = _Tiles(Program(self.values, _order(self.values)))
-        return cast("_Tiles", self._made["tiles"])
+        return cast("_Tiles", self._once("tiles", lambda: _Tiles(Program(self.values, _order(self.values)))))
 
     @property
     def _layers(self) -> "_Layers":
-        if "layers" not in self._made:
-            self._made["layers"] = _Layers(self.values)
-        return cast("_Layers", self._made["layers"])
+        return cast("_Layers", self._once("layers", lambda: _Layers(self.values)))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         flat = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.width)
