@@ -12,30 +12,52 @@ shape on, its rows are taken in pieces of a few sizes, each compiled once: a cal
 fifth, and waits for its result. On a GPU every number of rows is compiled, since JAX would compile the cutting and
 joining for each as well: pad x yourself. A callable of your own as an activation may mean something else next time, or
 mix rows: it is neither shared nor cut.
+
+Several devices: host weights are placed once on every device of a sharded x; sharded weights stay as they are. Leading
+axes of x are folded into one, so only the first of them stays sharded. `device=` of `net.compile` may be devices or a
+`jax.sharding.Mesh`: see `_Spread`.
 """
 
 import contextlib
 import functools
 import math
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as xp
+import jax.numpy
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nnfwd import Activation, Dense, Network, Scale, Trace
 from nnfwd.backend import in_use
 from nnfwd.bounds import Arithmetic, tensor_cores
-from nnfwd.errors import DtypeError
+from nnfwd.errors import DeviceError, DtypeError
 from nnfwd.layers import mapped
 
-__all__ = ["arithmetic", "compile", "devices", "place", "scope", "to_numpy", "xp"]
+__all__ = ["arithmetic", "compile", "devices", "place", "scope", "spread", "to_numpy", "xp"]
 
 for _cls in (Dense, Scale, Activation, Network):
     jax.tree_util.register_pytree_node_class(_cls)
 jax.tree_util.register_dataclass(Trace, data_fields=["x", "z", "h"], meta_fields=[])
+
+
+# Where the axes of a mesh are explicit, as `jax.make_mesh` makes them, JAX asks how a sum over a divided axis is
+# divided: as its other axes are.
+def _matmul(a: jax.Array, b: jax.Array, /) -> jax.Array:
+    left, right = jax.typeof(a).sharding, jax.typeof(b).sharding
+    product: Callable[..., jax.Array] = jax.numpy.matmul
+    if left.spec[-1] is not None or right.spec[-2] is not None:
+        mesh = right.mesh if left.spec[-1] is None else left.mesh
+        members = max(left.spec, right.spec, key=len)[:-2]
+        spec = PartitionSpec(*members, left.spec[-2], right.spec[-1])
+        product = jax.sharding.auto_axes(product, axes=mesh.axis_names, out_sharding=NamedSharding(mesh, spec))
+    return product(a, b)
+
+
+xp: Any = types.SimpleNamespace(**{**vars(jax.numpy), "matmul": _matmul})
 
 
 def _by_name() -> dict[str, Any]:
@@ -57,13 +79,39 @@ def place(a: Any, /, *, dtype: str, like: Any = None, device: Any = None) -> jax
         )
     if isinstance(a, jax.Array):
         a = a.astype(dtype)
-        return a if device is None else jax.device_put(a, _by_name().get(device, device))
+        return a if device is None else jax.device_put(a, _home(device))
     # Weights may first be placed while the caller's function is traced: they must not become tracers of that trace.
     with jax.ensure_compile_time_eval():
-        placed = xp.asarray(a, dtype=dtype)
         if device is None and like is not None and not isinstance(like, jax.core.Tracer):
-            device = like.device if isinstance(like.device, jax.Device) else None  # a sharding replicates by itself
-        return placed if device is None else jax.device_put(placed, _by_name().get(device, device))
+            device = like.device
+            if isinstance(device, jax.sharding.Sharding):  # several devices
+                device = getattr(device, "mesh", None)
+        # A copy of its own, which nobody changes while it is read, and from which each device takes its part.
+        return jax.device_put(np.array(a, dtype=xp.dtype(dtype)), _home(device))
+
+
+def _home(device: Any) -> Any:
+    """Where JAX is to put an array that is asked to be on a device, or whole on each of several."""
+    mesh = _mesh(device)
+    if mesh is not None:
+        return NamedSharding(mesh, PartitionSpec())
+    return _by_name()[device] if isinstance(device, str) else device
+
+
+def _mesh(device: Any) -> Mesh | None:
+    """Several devices as a mesh; None for a single one."""
+    if isinstance(device, Mesh):
+        return device
+    if not isinstance(device, list | tuple):
+        return None
+    known = _by_name()
+    for one in device:
+        if isinstance(one, str) and one not in known:
+            raise DeviceError(f"jax has no device {one!r} here: there is {', '.join(known)}")
+    every = [known.get(one, one) for one in device]
+    if not every or len(set(every)) < len(every):
+        raise DeviceError(f"device is {device!r}: it must be one or more devices, each once")
+    return Mesh(np.array(every), ("rows",))
 
 
 def to_numpy(x: Any, /) -> np.ndarray:
@@ -86,10 +134,10 @@ def compile(forward: Callable[..., jax.Array], layers: Any, /) -> Callable[[jax.
     leaves, structure = jax.tree.flatten((layers, scalars))
     leaves = [_swapped(a) for a in leaves]
     own = all(layer.is_named for layer in layers)  # equal structures compute the same, and each row by itself
-    program = _Program(forward, structure, own)
+    program = _Program(forward, structure, own and all(len(a.sharding.device_set) == 1 for a in leaves))
     if own:
         parts = (forward.func, *forward.args) if isinstance(forward, functools.partial) else (forward,)
-        key = (parts, structure, tuple((a.shape, a.dtype) for a in leaves))
+        key = (parts, structure, tuple((a.shape, a.dtype, a.sharding) for a in leaves))
         program = _programs.setdefault(key, program)
     run, shapes = functools.partial(program.run, *leaves), program.shapes
 
@@ -111,7 +159,7 @@ EXACT = 8  # so many shapes of x are compiled as they come; then rows are taken 
 class _Program:
     """The compiled pass of all networks of one structure, shapes and dtype. It holds no weights: they are arguments."""
 
-    def __init__(self, forward: Callable[..., jax.Array], structure: Any, own: bool) -> None:
+    def __init__(self, forward: Callable[..., jax.Array], structure: Any, cuts: bool) -> None:
         def traced(*arrays: jax.Array) -> jax.Array:
             *leaves, x = arrays
             layers, scalars = jax.tree.unflatten(structure, map(_swapped, leaves))
@@ -119,13 +167,13 @@ class _Program:
 
         self.run = jax.jit(traced)
         self.shapes: set[tuple[int, ...]] = set()  # of x, compiled as they came
-        self.own = own
+        self.cuts = cuts  # whether it may be run on some rows after others
 
     def first(self, run: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
         """The output for x of a shape that is not compiled; `run` has the weights."""
         if isinstance(x, jax.core.Tracer):  # part of the caller's own program
             return run(x)
-        if self.own and len(self.shapes) >= EXACT and [device.platform for device in x.devices()] == ["cpu"]:
+        if self.cuts and len(self.shapes) >= EXACT and [device.platform for device in x.devices()] == ["cpu"]:
             return _in_pieces(run, x)
         self.shapes.add(x.shape)
         return run(x)
@@ -168,6 +216,64 @@ def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
         filled[:rest] = rows[whole:]
         filled[rest:] = rows[-1]
         yield filled
+
+
+class _Spread:
+    """A pass over several devices: the rows of x are divided over the first axis of a mesh, pairs of weights over the
+    second, where it has one.
+
+    x may be a NumPy array, of which each device is given its rows, or on these devices, and then stays as it is. Rows
+    that do not divide are filled up with the last one, and the result is whole on each device; where a callable of the
+    caller's might mix rows, x is whole too, as a vector is.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.parts = mesh.devices.shape[1] if mesh.devices.ndim == 2 else 1
+
+    def weight(self, axes: int, axis: int | None, /) -> NamedSharding:
+        spec: list[str | None] = [None] * axes
+        if axis is not None:
+            spec[axis] = self.mesh.axis_names[1]
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+    def compiled(self, run: Callable[[jax.Array], jax.Array], dtype: str, named: bool, /) -> Callable[[Any], jax.Array]:
+        count, first = self.mesh.devices.shape[0], self.mesh.axis_names[0]
+        whole, divided = (NamedSharding(self.mesh, PartitionSpec(*spec)) for spec in ((), (first,)))
+
+        def compiled(x: Any) -> jax.Array:
+            if self._has(x):
+                return run(x if x.dtype == dtype else x.astype(dtype))
+            short = -x.shape[0] % count
+            if len(x.shape) == 1 or (short and not named):
+                return run(place(x, dtype=dtype, device=whole))
+            if not short:
+                return run(place(x, dtype=dtype, device=divided))
+            library = xp if isinstance(x, jax.Array) else np
+            filled = library.pad(x, [(0, short)] + [(0, 0)] * (len(x.shape) - 1), mode="edge")
+            y = jax.device_put(run(place(filled, dtype=dtype, device=divided)), whole)
+            return y[(*[slice(None)] * (y.ndim - x.ndim), slice(x.shape[0]))]
+
+        return compiled
+
+    def _has(self, x: Any) -> bool:
+        """Whether x is on these devices, or part of the caller's own program."""
+        if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+            return isinstance(x, jax.Array)
+        if not isinstance(x.sharding, NamedSharding):
+            return False
+        mesh = x.sharding.mesh
+        implicit = set(mesh.axis_types) == set(self.mesh.axis_types) == {jax.sharding.AxisType.Auto}
+        return mesh == self.mesh or (implicit and list(mesh.devices.flat) == list(self.mesh.devices.flat))
+
+
+def spread(device: Any, /) -> _Spread | None:
+    mesh = _mesh(device)
+    if mesh is None:
+        return None
+    if mesh.devices.ndim > 2:
+        raise DeviceError(f"device is a mesh of {mesh.devices.ndim} axes: give one of rows, or of rows and pairs")
+    return _Spread(mesh)
 
 
 def _scalar(value: float, near: Any) -> jax.Array:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nnfwd.io.state_dict import from_state_dict
     from nnfwd.io.torch_module import from_torch
     from nnfwd.reference import looped_feed_forward
+    from nnfwd.streaming import Streamed, stream
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "Report",
     "Row",
     "Scale",
+    "Streamed",
     "Trace",
     "activations",
     "backends",
@@ -50,6 +52,7 @@ __all__ = [
     "load",
     "looped_feed_forward",
     "save",
+    "stream",
     "trace",
 ]
 
@@ -59,6 +62,7 @@ _LAZY = {
     "Limits": "nnfwd.io",
     "Report": "nnfwd.checking",
     "Row": "nnfwd.checking",
+    "Streamed": "nnfwd.streaming",
     "check": "nnfwd.checking",
     "error_bound": "nnfwd.bounds",
     "from_keras": "nnfwd.io.keras",
@@ -69,6 +73,7 @@ _LAZY = {
     "load": "nnfwd.io",
     "looped_feed_forward": "nnfwd.reference",
     "save": "nnfwd.io",
+    "stream": "nnfwd.streaming",
 }
 _MODULES = ("bounds", "demo", "explain", "io", "plot", "reference")
 

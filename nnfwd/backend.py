@@ -4,7 +4,7 @@ A backend is a module `nnfwd_<library>` with the five names of `Backend`; any su
 stranger's too. It says where arrays live and how a pass is executed, never what a network is. It is imported when it is
 asked for by name, or when an array of its library arrives, so `import nnfwd` imports no array library but NumPy.
 
-Three things a backend *may* have besides; without them the plain pass runs:
+Things a backend *may* have besides; without them the plain pass runs:
 
     apply(forward, layers, x, /)                     what `net(x)` does instead (Dask: one `map_blocks`);
                                                      `forward(x, layers)` is the whole public call
@@ -12,7 +12,10 @@ Three things a backend *may* have besides; without them the plain pass runs:
     compile(forward, layers, /, **options)           a callable of x that executes `forward(layers, x)`, the plain pass
                                                      in its scope, well (JAX: `jax.jit`); the layers are placed already,
                                                      options are keyword-only arguments with defaults
+    spread(device, /)                                a `Spread` where `device=` of `net.compile` is several devices,
+                                                     else None
     large(x, /)                                      whether `net(x)` does well to compile for an x of this size
+    threaded()                                       a context around compiled passes on threads of the caller's
     keeps(a, /)                                      whether a placed weight may be kept for later calls
     arithmetic(dtype, /, *, precision, device)       how the library rounds there, a `nnfwd.bounds.Arithmetic`;
                                                      `device` is one of the strings of `devices()`
@@ -64,6 +67,22 @@ class Backend(Protocol):
 
     def scope(self, precision: str, x: Array, /) -> contextlib.AbstractContextManager[Any]:
         """A context around every pass on x: the library multiplies with `precision`, and computes where x is."""
+
+
+class Spread(Protocol):
+    """One pass over several devices, see `spread`."""
+
+    parts: int
+    """Into how many parts a pair of weights is divided; 1 where every device has them whole."""
+
+    def weight(self, axes: int, axis: int | None, /) -> Any:
+        """For `place`: where a weight of so many axes stands, divided along one of them, or whole on every device."""
+
+    def compiled(self, run: Any, dtype: str, named: bool, /) -> Any:
+        """What `compile` made, for any x of this library or NumPy's, which it casts and divides.
+
+        `named`: whether each row of the result is that of the same row alone.
+        """
 
 
 def name_of(backend: Backend) -> str:
@@ -235,15 +254,15 @@ def backends(*, devices: bool = False) -> tuple[BackendInfo, ...]:
 def _info(name: str, *, probe: bool) -> BackendInfo:
     if importlib.util.find_spec(name) is None:
         return BackendInfo(name, None, None, f"missing: {_install(name)}")
-    version = _version(name)
+    found_version = version(name)
     if not probe:
-        return BackendInfo(name, version, None, "installed")
+        return BackendInfo(name, found_version, None, "installed")
     try:
         found = _load(name).devices()
     except Exception as error:  # probing must answer for every library, whatever it raises
         why = _line(error).removeprefix(f"{name} is installed but ").removeprefix("broken: ")
-        return BackendInfo(name, version, (), f"broken: {why}")
-    return BackendInfo(name, version, found, "usable" if found else "installed, no device")
+        return BackendInfo(name, found_version, (), f"broken: {why}")
+    return BackendInfo(name, found_version, found, "usable" if found else "installed, no device")
 
 
 # The survey reads package metadata with modules that are slow to import, so `import nnfwd` leaves them alone.
@@ -271,7 +290,8 @@ def _install(name: str) -> str:
     return f"pip install 'nnfwd[{name}]'" if _extra(name) else f"pip install {name.replace('_', '-')}"
 
 
-def _version(name: str) -> str:
+def version(name: str, /) -> str:
+    """The version of the library of a backend, `unknown` where no metadata says it."""
     import importlib.metadata
 
     def every() -> Iterator[str]:
@@ -291,11 +311,16 @@ def _line(error: Exception) -> str:
 
 def check_options(adapter: Backend, options: Iterable[str]) -> None:
     """Raises `UnknownNameError` where the backend's `compile` has no option of such a name."""
+    names = compile_options(adapter)
     for name in options:
-        known = inspect.signature(adapter.compile).parameters.values() if hasattr(adapter, "compile") else ()
-        names = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
         if name not in names:
             raise UnknownNameError(f"option of compile on {name_of(adapter)}", name, names or ["none"])
+
+
+def compile_options(adapter: Backend) -> list[str]:
+    """The names of the options that the backend's `compile` has."""
+    known = inspect.signature(adapter.compile).parameters.values() if hasattr(adapter, "compile") else ()
+    return [p.name for p in known if p.kind is p.KEYWORD_ONLY]
 
 
 def check_precision(precision: str) -> None:

@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        for note in getattr(error, "__notes__", ()):
+            print(f"nnfwd: interrupted; {note}", file=sys.stderr)
         return 130
     except (NnfwdError, OSError) as error:
         if options.debug:
@@ -79,14 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     run = command(
         "run",
         _run,
-        "run a network on a file of inputs",
+        "run a network on files of inputs, however large",
         "nnfwd run model.npz x.npy -o y.npy --backend jax --dtype float32",
     )
     _model(run, nargs=None)
-    run.add_argument("input", metavar="INPUT", type=Path, help="inputs (..., in): .npy, .npz or .csv")
-    run.add_argument(
-        "-o", "--output", metavar="OUTPUT", type=Path, required=True, help="outputs (..., out): .npy, .npz or .csv"
-    )
+    kinds = ".npy, .npz, .csv, .zarr, or a folder of .npy files"
+    run.add_argument("input", metavar="INPUT", type=Path, help=f"inputs (..., in): {kinds}")
+    run.add_argument("-o", "--output", metavar="OUTPUT", type=Path, required=True, help=f"outputs (..., out): {kinds}")
     run.add_argument(
         "--backend", metavar="NAME", default="numpy", help="array library to compute with (default: numpy)"
     )
@@ -96,7 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         "--precision", choices=_backend.PRECISIONS, default="highest", help="of products (default: highest)"
     )
     run.add_argument("--labels", action="store_true", help="write the classes of the rows instead of the outputs")
+    run.add_argument("--workers", metavar="N", type=int, help="blocks computed at a time (default: all processors)")
+    run.add_argument(
+        "--dask", metavar="ADDRESS", help="compute on a Dask cluster: tcp://host:8786, or the scheduler's file"
+    )
+    run.add_argument("--resume", action="store_true", help="go on with what an interrupted run has left, if it has")
     run.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
+    run.add_argument("--quiet", action="store_true", help="print errors only")
 
     converted = command(
         "convert", _convert, "write a network to a file of another format", "nnfwd convert model.keras model.onnx"
@@ -304,7 +311,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from nnfwd.io.arrays import check_output
+    from nnfwd.io.files import check_output
 
     check_output(options.output, WRITTEN, sources=[options.model], force=options.force)
     net = _load(options.model, options)
@@ -319,8 +326,7 @@ _PICTURES = ("activation", "activations", "node", "weight", "bias", "network")
 
 def _plot(options: argparse.Namespace) -> int:
     from nnfwd import plot
-    from nnfwd.io.arrays import check_output
-    from nnfwd.io.files import replacing
+    from nnfwd.io.files import check_output, replacing
 
     path: Path = options.output
     if options.model is not None and options.what != "network":
@@ -357,8 +363,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from nnfwd import checking, plot
-    from nnfwd.io.arrays import check_output, read_array
-    from nnfwd.io.files import replacing
+    from nnfwd.io.files import check_output, replacing
+    from nnfwd.streaming.sources import read_whole
 
     if options.data is not None and options.model is None:
         raise DataFileError(f"--data {options.data} needs a MODEL to run it")
@@ -366,7 +372,7 @@ def _check(options: argparse.Namespace) -> int:
         check_output(options.plot, _PICTURE_KINDS, force=options.force)
     os.environ.setdefault("JAX_ENABLE_X64", "1")  # this process is ours, and JAX has no float64 without
     net = None if options.model is None else _load(options.model, options)
-    x = None if options.data is None else read_array(options.data)[0]
+    x = None if options.data is None else read_whole(options.data)
     found = checking.checked(
         net,
         x,
@@ -390,11 +396,10 @@ def _check(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from nnfwd import benchmark
     from nnfwd.benchmark.against import table
-    from nnfwd.benchmark.progress import Progress
-    from nnfwd.io.arrays import check_output
-    from nnfwd.io.files import replacing
+    from nnfwd.io.files import check_output, replacing
     from nnfwd.plot.axes import new_axes
     from nnfwd.plot.benchmark import benchmark as drawn
+    from nnfwd.progress import Progress
 
     if options.plot is not None:
         check_output(options.plot, _PICTURE_KINDS, force=options.force)
@@ -442,7 +447,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _cases(options: argparse.Namespace, earlier: "Earlier | None") -> list["Case"]:
     """What to measure: the model, the cases asked for, or those of the earlier run."""
     from nnfwd import benchmark
-    from nnfwd.io.arrays import read_array
+    from nnfwd.streaming.sources import read_whole
 
     if options.model is None:
         if options.data is not None:
@@ -452,7 +457,7 @@ def _cases(options: argparse.Namespace, earlier: "Earlier | None") -> list["Case
         return benchmark.published(None if options.case is None else _listed(options.case), options.rows)
     if options.case is not None:
         raise DataFileError(f"--case names published networks, and {options.model} was given: leave one out")
-    x = None if options.data is None else read_array(options.data)[0]
+    x = None if options.data is None else read_whole(options.data)
     net = _load(options.model, options)
     if net.dtype == "float64":
         os.environ.setdefault("JAX_ENABLE_X64", "1")  # this process is ours, and JAX has no float64 without
@@ -486,21 +491,34 @@ def _listed(text: str) -> list[str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from nnfwd.classes import labels
-    from nnfwd.io import arrays
+    from nnfwd.progress import Bar, Progress
 
     net = _load(options.model, options)
-    if options.labels and net.classes is None:
-        raise ShapeError(f"{options.model} holds no classes: leave --labels out")
-    x, has_dtype = arrays.read_array(options.input)
-    arrays.check_output(options.output, arrays.WRITTEN, sources=(options.input, options.model), force=options.force)
-    if net.input_shape and x.shape[-len(net.input_shape) :] == net.input_shape:  # as it was before a leading flatten
-        x = x.reshape(*x.shape[: -len(net.input_shape)], -1)
-    dtype = options.dtype or (None if has_dtype else net.dtype)
-    y = net(x, backend=options.backend, device=options.device, dtype=dtype, precision=options.precision)
-    home = labels(net, y) if options.labels else _backend.of(y).to_numpy(y)
-    arrays.write_array(options.output, home)
-    print(f"{options.input} {tuple(x.shape)} -> {options.output} {home.shape} {home.dtype}")
+    if options.output.exists() and options.output.samefile(options.model):
+        raise DataFileError(f"{options.output} is read from: choose another name for the output")
+    with contextlib.ExitStack() as stack:
+        executor = None
+        if options.dask is not None:
+            executor = stack.enter_context(_backend.load("dask").cluster(options.dask))  # type: ignore[attr-defined]
+        line = stack.enter_context(Progress(quiet=options.quiet))
+        done = nnfwd.stream(
+            net,
+            options.input,
+            options.output,
+            backend=options.backend,
+            device=options.device,
+            dtype=options.dtype,
+            precision=options.precision,
+            labels=options.labels,
+            workers=options.workers,
+            executor=executor,
+            resume=options.resume,
+            force=options.force,
+            progress=Bar(line, str(options.input)),
+        )
+    if not options.quiet:
+        kept = f" ({done.kept:,} rows were there already)" if done.kept else ""
+        print(f"{options.input} {done.source_shape} -> {options.output} {done.shape} {done.dtype}{kept}")
     return 0
 
 

@@ -3,7 +3,8 @@
 A layer holds arrays and checks their shapes once, at construction. It computes nothing: the pass is in `forward.py`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from nnfwd import activations, placement
 from nnfwd import backend as _backend
 from nnfwd.activations import Function, shown
-from nnfwd.backend import Array, Backend
+from nnfwd.backend import Array, Backend, Spread
 from nnfwd.errors import ArrayError, ShapeError
 
 Parameters = dict[str, Any]
@@ -323,7 +324,7 @@ class Chain:
             raise ArrayError(f"the weights are arrays of {' and '.join(libraries)}: a network lives in one library")
         self.dtype: str | None = placement.widest([placement.dtype_name(a.dtype) for a in arrays]) if arrays else None
         self.host = all(isinstance(a, np.ndarray) for a in arrays)
-        self.placed: dict[tuple[str, str, str], tuple[Layer, ...]] = {}
+        self.placed: dict[tuple[str, Any, str], tuple[Layer, ...]] = {}
         self.ready: dict[tuple[str, ...], Callable[[Array], Array]] = {}  # placed copies, compiled for large x
 
     @classmethod
@@ -352,12 +353,12 @@ class Chain:
     def place(self, adapter: Backend, dtype: str, like: Array | None, device: Any = None) -> tuple[Layer, ...]:
         """The layers with every array as `dtype`, next to the array `like` (or on `device`).
 
-        Copies of host weights are kept, keyed by strings: backend, device, dtype.
+        Copies of host weights are kept, keyed by backend, device or mesh of devices, and dtype.
         """
         if not self.host:
             return self.moved(adapter, dtype, like, device)
-        where = device if like is None else placement.device_of(like)
-        key = (_backend.name_of(adapter), str(where), dtype)
+        where = str(device) if like is None else placement.where(like)
+        key = (_backend.name_of(adapter), where, dtype)
         layers = self.placed.get(key)
         if layers is None:
             layers = self.moved(adapter, dtype, like, device)
@@ -374,8 +375,41 @@ class Chain:
 
         return tuple(layer.rounded(dtype).replace(mapped(move, layer.parameters)) for layer in self.layers)
 
+    def spread(self, adapter: Backend, dtype: str, over: Spread) -> tuple[Layer, ...]:
+        """The layers with every array as `dtype` over several devices, pairs of Dense layers divided."""
+
+        def move(axis: int | None, a: Array) -> Array:
+            return placement.move(a, adapter, dtype=dtype, device=over.weight(len(a.shape), axis))
+
+        layers = []
+        for layer, (axis, others) in zip(self.layers, _divided(self.layers, over.parts), strict=True):
+            arrays = layer.parameters
+            weight = {"weight": move(axis, arrays.pop("weight"))} if "weight" in arrays else {}
+            layers.append(layer.rounded(dtype).replace(weight | mapped(functools.partial(move, others), arrays)))
+        return tuple(layers)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (Chain, (self.layers,))  # without the placed copies
+
+
+def _divided(layers: Sequence[Layer], parts: int) -> list[tuple[int | None, int | None]]:
+    """For each layer, the axis along which its weight is divided into so many parts, and that of its other arrays.
+
+    Dense layers work in pairs, where all between the two works on each feature by itself: the first is divided by its
+    outputs, the second by its inputs, and only the sum in the second is of all parts. What is in no pair stays whole,
+    None.
+    """
+    axes: list[tuple[int | None, int | None]] = [(None, None)] * len(layers)
+    first = None
+    for i, layer in enumerate(layers):
+        if isinstance(layer, Dense) and first is not None:
+            axes[first : i + 1] = [(-2, -1), *[(-1, -1)] * (i - first - 1), (-1, None)]
+            first = None
+        elif isinstance(layer, Dense) and parts > 1 and layer.out_features % parts == 0:
+            first = i
+        if not layer.is_named or layer.activation.name in ("softmax", "log_softmax"):
+            first = None
+    return axes
 
 
 def leaves(parameters: Any) -> list[Array]:

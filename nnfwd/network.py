@@ -3,13 +3,16 @@
 import functools
 import math
 import operator
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, overload
+
+import numpy as np
 
 from nnfwd import backend as _backend
 from nnfwd import placement
 from nnfwd.backend import Array
-from nnfwd.errors import ArrayError, DtypeError, ShapeError
+from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
 from nnfwd.forward import feed_forward, scoped
 from nnfwd.layers import Chain, Dense, Layer, Parameters, leaves, mapped, same
 
@@ -160,7 +163,8 @@ class Network:
 
         Args:
             backend: a name or a namespace module; by default the library the weights live in.
-            device: by default the library's own default.
+            device: by default the library's own default. On JAX a list of devices or a mesh, too: rows of x are divided
+                over its first axis, pairs of Dense layers over the second.
             dtype: of x and of the result; by default the network's.
             precision: as in `feed_forward`.
             options: the backend's own. NumPy has `threads`, a number, by default as many as its BLAS has.
@@ -380,19 +384,27 @@ class Compiled:
         self._chain = network.chain
         self._anchor: Any = None  # one of the placed weights: x belongs on its device
         self._run: Callable[[Array], Array]
+        over: _backend.Spread | None = None
         if hasattr(adapter, "apply"):
             whole = functools.partial(feed_forward, precision=precision)
             self._run = functools.partial(adapter.apply, whole, network.chain)
         else:
-            if not self._chain.host:
-                self._chain = network.to(backend, device=device, dtype=self.dtype).chain
-            layers = self._chain.moved(adapter, self.dtype, like=None, device=device)
+            over = adapter.spread(device) if hasattr(adapter, "spread") else None
+            if over is not None:
+                layers = self._chain.spread(adapter, self.dtype, over)
+            else:
+                if not self._chain.host:
+                    self._chain = network.to(backend, device=device, dtype=self.dtype).chain
+                layers = self._chain.moved(adapter, self.dtype, like=None, device=device)
             self._anchor = next(iter(leaves([layer.parameters for layer in layers])), None)
             plain = functools.partial(scoped, adapter, precision)
             if hasattr(adapter, "compile"):
                 self._run = adapter.compile(plain, layers, **options)
             else:
                 self._run = functools.partial(plain, layers)
+            if over is not None:
+                self._run = over.compiled(self._run, self.dtype, all(layer.is_named for layer in layers))
+        self._over = over
         self._type = type(self._anchor)
         self._met: dict[Any, Any] = {}  # what the checks read of each x that passed them
 
@@ -418,6 +430,8 @@ class Compiled:
                 f"x is a {other} array and the network was compiled for {self.backend}, where its weights are: "
                 f"write compile(backend={other!r}), or compile(backend={self.backend!r}) to move x"
             )
+        if self._over is not None:  # it places x, and on its way home x may become wider
+            return x if isinstance(x, np.ndarray) or not foreign else _backend.of(x).to_numpy(x)
         device = self._device
         if foreign and device is None and self._anchor is not None:
             device = placement.device_of(self._anchor)
@@ -434,6 +448,13 @@ class Compiled:
         return f"<compiled for {self.backend}, {self.dtype}, precision {self.precision}: {self.network!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            pickle.dumps(self._device)
+        except TypeError as error:
+            raise DeviceError(
+                f"compiled for device={self._device!r}, which cannot be pickled: {error}; "
+                "name it, or list several by name, as nnfwd.backends(devices=True) does"
+            ) from error
         backend = self.backend if self._asked else None
         return (_compile, (self.network, backend, self._device, self.dtype, self.precision, self.options))
 

@@ -56,6 +56,12 @@ def device_of(x: Array, /) -> Any:
     return None if hasattr(device, "device_set") else device
 
 
+def where(x: Array, /) -> Any:
+    """What tells apart where arrays are: one device, or the devices that x is spread over."""
+    device = getattr(x, "device", None)
+    return getattr(device, "mesh", None) if hasattr(device, "device_set") else str(device)
+
+
 def rounded(a: np.ndarray, dtype: str, /) -> np.ndarray:
     """An array rounded to the nearest numbers of a dtype, infinite beyond the largest; bfloat16 stands in float32."""
     with np.errstate(all="ignore"):
@@ -234,11 +240,25 @@ def place(a: Array, adapter: Backend, dtype: str, like: Array | None, device: An
 
 
 def meet_device(a: Array, x: Array, adapter: Backend) -> None:
-    """Raises `DeviceError` where a weight and x, arrays of one library, are on two devices."""
-    here, there = device_of(a), device_of(x)
-    if None not in (here, there) and here != there:
-        here, there = _named(adapter, here), _named(adapter, there)
-        raise DeviceError(f"the weights are on {here} and x is on {there}: move one, with device={here!r}")
+    """Raises `DeviceError` where a weight and x, arrays of one library, are on two devices, or two sets of them."""
+    here, there = _devices(a), _devices(x)
+    if here is None or there is None or here == there:
+        return
+    several = [isinstance(devices, set | frozenset) for devices in (here, there)]
+    if several[0] and not getattr(x, "committed", True):
+        return  # the library takes x there by itself
+    names = [", ".join(_names(adapter, devices)) for devices in (here, there)]
+    move = "put both on the same devices" if any(several) else f"move one, with device={names[0]!r}"
+    raise DeviceError(f"the weights are on {names[0]} and x is on {names[1]}: {move}")
+
+
+def _devices(x: Array) -> Any:
+    """The device of an array, a set where it is spread over several, None where it has none."""
+    device = getattr(x, "device", None)
+    every = getattr(device, "device_set", None)
+    if every is None:
+        return device
+    return every if len(every) > 1 else next(iter(every))
 
 
 def meet(a: Array, adapter: Backend) -> None:
@@ -255,11 +275,13 @@ def meet(a: Array, adapter: Backend) -> None:
 def device_name(adapter: Backend, x: Array, /) -> str | None:
     """The string of `adapter.devices()` for where x is, None where it is on no single device."""
     device = device_of(x)
-    return None if device is None else _named(adapter, device)
+    return None if device is None else _names(adapter, device)[0]
 
 
-def _named(adapter: Backend, device: Any) -> str:
-    """The string of `adapter.devices()` that means this device object."""
+def _names(adapter: Backend, devices: Any) -> list[str]:
+    """The strings of `adapter.devices()` that mean this device object, or a set of them."""
+    among = devices if isinstance(devices, set | frozenset) else [devices]
     one = np.zeros(1, dtype="float32")
     every = adapter.devices()
-    return next((n for n in every if device_of(adapter.place(one, dtype="float32", device=n)) == device), str(device))
+    found = [n for n in every if device_of(adapter.place(one, dtype="float32", device=n)) in among]
+    return found or [str(device) for device in among]

@@ -24,8 +24,24 @@ EXPECTED = {
     "switch": r"numpy\.ndarray of float32: the first ten digits are \[\d",
     "dask_pipeline": r"(?s)lazy: +dask\.array.*computed: \[0\.1",
     "train_digits": r"accuracy 0\.9[6-9]",
+    "xarray_labels": r"(?s)lazy: +\('image', 'digit'\) dask\.array.*is a 9, read as 9.*accuracy: 0\.9[6-9]",
+    "sklearn_pipeline": r"torch\.Tensor of torch\.float32: 4[3-5]\d of 450 are right",
+    "zarr_store": r"(?s)streamed +\(18000, 10\) of float32.*accuracy 0\.9[6-9]",
+    "torch_loader": r"450 images, 133200 bytes at one address in both libraries, accuracy 0\.9[6-9]",
+    "trillion_rows": r"1\.0e\+12 +100 +32 +shared .* storage\n",
+    "cluster": r"(?s)workers.*rows/s",
 }
-NEEDS = {"gradients_jax": "jax", "gradients_torch": "torch", "dask_pipeline": "dask"}
+NEEDS = {
+    "gradients_jax": ["jax"],
+    "gradients_torch": ["torch"],
+    "dask_pipeline": ["dask"],
+    "train_digits": ["sklearn"],
+    "xarray_labels": ["dask", "xarray"],
+    "sklearn_pipeline": ["sklearn", "torch"],
+    "zarr_store": ["dask", "zarr"],
+    "torch_loader": ["jax", "torch"],
+    "cluster": ["distributed"],
+}
 
 
 def run(path, *arguments):
@@ -38,8 +54,8 @@ def run(path, *arguments):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, tmp_path, note):
     assert len(path.read_text().splitlines()) < 40
-    if path.stem in NEEDS:
-        need(NEEDS[path.stem])
+    for library in NEEDS.get(path.stem, ()):
+        need(library)
     done = run(path, *([tmp_path] if path.stem == "train_digits" else []))
     assert done.returncode == 0, done.stderr
     assert re.search(EXPECTED[path.stem], done.stdout), done.stdout

@@ -12,9 +12,8 @@ from places import need
 
 import nnfwd
 from nnfwd import Activation, Dense, Network, activations
-from nnfwd.errors import DataFileError, ModelFileError
+from nnfwd.errors import ModelFileError
 from nnfwd.io import WRITTEN, Limits
-from nnfwd.io.arrays import read_array, write_array
 
 
 @pytest.mark.parametrize("net", [mixed(), mixed("float64"), mixed("float16"), ensemble(), tutorial()[0]], ids=repr)
@@ -101,29 +100,6 @@ def test_limits_come_before_allocation(tmp_path):
         nnfwd.load(path)
 
 
-@pytest.mark.parametrize("extension", [".npy", ".npz", ".csv"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_data_round_trip(extension, dtype, tmp_path):
-    y = np.random.default_rng(0).standard_normal((5, 3)).astype(dtype)
-    path = tmp_path / f"y{extension}"
-    write_array(path, y)
-    again, has_dtype = read_array(path)
-    assert has_dtype == (extension != ".csv")
-    assert np.array_equal(again.astype(dtype), y)
-
-
-def test_csv_with_names(tmp_path):
-    path = tmp_path / "x.csv"
-    path.write_text("a,b\n1,2\n3,4\n")
-    assert np.array_equal(read_array(path)[0], [[1, 2], [3, 4]])
-    path.write_text("1,2\n")
-    assert read_array(path)[0].shape == (1, 2)
-    for first in ("NA,NA", "nan,null", "1;2", ","):  # a row that cannot be read is no line of names
-        path.write_text(f"{first}\n1,2\n")
-        with pytest.raises(DataFileError):
-            read_array(path)
-
-
 def test_what_is_no_model_file(tmp_path):
     for name, content, match in (
         ("a.npz", b"", "a.npz: the file is empty"),
@@ -139,20 +115,3 @@ def test_what_is_no_model_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(ModelFileError, match="not a regular file"):
         nnfwd.load(tmp_path / "pipe.npz")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "match"),
-    [
-        ("x.npy", b"no", "not a valid .npy"),
-        ("x.npz", b"no", "not a valid .npz"),
-        ("x.csv", b"a,b\n1,x\n", "not a valid .csv"),
-        ("x.csv", b"a,b\n1,2\n1\n", "not a valid .csv"),
-        ("x.txt", b"", "no format .txt here: use .npy, .npz, .csv"),
-    ],
-)
-def test_damaged_data(name, content, match, tmp_path):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataFileError, match=match):
-        read_array(path)

@@ -13,7 +13,7 @@ is run whole.
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from nnfwd.bounds import Arithmetic
 from nnfwd.errors import BackendError, DeviceError, DtypeError
 
-__all__ = ["arithmetic", "compile", "devices", "large", "place", "scope", "to_numpy", "xp"]
+__all__ = ["arithmetic", "compile", "devices", "large", "place", "scope", "threaded", "to_numpy", "xp"]
 
 if hasattr(np, "__array_namespace_info__"):
     xp: Any = np
@@ -71,6 +71,18 @@ def _count(threads: Any) -> int:
         return 0 if isinstance(threads, bool) else operator.index(threads)
     except TypeError:
         return 0
+
+
+@contextlib.contextmanager
+def threaded() -> Iterator[None]:
+    from nnfwd_numpy.threads import BLAS
+
+    holder = object()
+    try:
+        BLAS.hold(holder, 1)
+        yield
+    finally:
+        BLAS.release(holder)
 
 
 def large(x: np.ndarray, /) -> bool:

@@ -3,9 +3,24 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from nnfwd.errors import DataFileError
+
+
+def check_output(path: Path, formats: Iterable[str], *, sources: Iterable[Path] = (), force: bool) -> None:
+    """Raises `DataFileError` unless a file of one of these formats may be written to `path`: before any work."""
+    if path.suffix.lower() not in formats:
+        given = path.suffix or "without an extension"
+        raise DataFileError(f"{path}: no format {given} here: use {', '.join(formats)}")
+    if path.exists() and any(path.samefile(source) for source in sources):
+        raise DataFileError(f"{path} is read from: choose another name for the output")
+    if not path.parent.is_dir():
+        raise DataFileError(f"{path}: the folder {path.parent} does not exist")
+    if path.exists() and not force:
+        raise DataFileError(f"{path} exists: choose another name, or replace it with --force")
 
 
 @contextlib.contextmanager
@@ -25,3 +40,18 @@ def replacing(path: Path) -> Iterator[IO[Any]]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def synced(file: IO[Any] | Path, /) -> None:
+    """Sees to it that a file, or what a folder lists, is on the disk."""
+    if not isinstance(file, Path):
+        file.flush()
+        os.fsync(file.fileno())
+        return
+    if file.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
