@@ -1,23 +1,31 @@
 """Dask arrays: the whole network is one `map_blocks`, each chunk run by the backend of its own array type.
 
+The network is one key of the graph, on which the task of every chunk depends: a distributed worker gets it once, and
+its tasks share one object with what it compiled. Equal networks have equal names, and share results.
+
 Known to differ: nothing is computed until asked. The feature axis must be one chunk. Arithmetic is that of the chunks.
 """
 
 import contextlib
-import functools
-from collections.abc import Callable
+import importlib
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import array_api_compat.dask.array as xp
+import dask
 import dask.array as da
 import numpy as np
+from dask.base import normalize_token, tokenize
 
 from nnfwd import backend
+from nnfwd.activations import Function
 from nnfwd.bounds import Arithmetic, arithmetic_of
-from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
+from nnfwd.errors import ArrayError, BackendError, DeviceError, DtypeError, ShapeError
+from nnfwd.layers import Chain, Layer
 from nnfwd.placement import dtype_name
 
-__all__ = ["apply", "arithmetic", "computed", "devices", "place", "scope", "to_numpy", "xp"]
+__all__ = ["apply", "arithmetic", "cluster", "computed", "devices", "place", "scope", "to_numpy", "xp"]
 
 
 def devices() -> tuple[str, ...]:
@@ -59,7 +67,8 @@ def apply(forward: Callable[..., Any], layers: Any, x: da.Array, /) -> da.Array:
     lead = x.ndim - 1
     new = ((layers.members,),) if meta.ndim > x.ndim else ()
     return x.map_blocks(
-        functools.partial(_block, forward, layers),
+        forward,
+        dask.delayed(layers, name=f"network-{tokenize(layers)}", traverse=False),
         dtype=meta.dtype,
         meta=meta,
         new_axis=0 if new else None,
@@ -67,9 +76,72 @@ def apply(forward: Callable[..., Any], layers: Any, x: da.Array, /) -> da.Array:
     )
 
 
-def _block(forward: Callable[..., Any], layers: Any, block: Any) -> Any:
-    return forward(block, layers)
-
-
 def arithmetic(dtype: str, /, *, precision: str, device: str) -> Arithmetic:
     return arithmetic_of(backend.load("numpy"), dtype, precision=precision)
+
+
+def _contents(part: Chain | Layer | Function) -> Any:
+    """What Dask names a network by. It would pickle it whole, where equal objects differ from one object twice."""
+    return normalize_token(part.__reduce__())
+
+
+normalize_token.register((Chain, Layer, Function), _contents)
+
+
+_PATIENCE = 10  # seconds for a scheduler to answer
+
+
+class Cluster:
+    """Workers of a Dask cluster that run functions of something shared."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._sent: tuple[Any, Any] = None, None  # what was shared last, and its future
+
+    @property
+    def threads(self) -> int:
+        """How many threads the workers have, all of them together, now."""
+        return sum(self._client.nthreads().values())
+
+    def submit(self, function: Callable[..., Any], shared: Any, /, *args: Any) -> Any:
+        """A future of `function(shared, *args)`; its `result()` waits, and raises what the function raised.
+
+        As long as `shared` is the same object, a worker gets it once, and its calls share it. What a worker had that
+        died is computed again elsewhere, so the function may run more than once; where it is what kills workers,
+        `result()` raises `distributed.KilledWorker`.
+        """
+        # Dask warns of much in a graph, lest it be sent again and again. What is here is sent once.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
+            if self._sent[1] is None or self._sent[0] is not shared:
+                self._sent = shared, self._client.submit(_itself, shared, pure=False)
+            return self._client.submit(function, self._sent[1], *args, pure=False)
+
+
+def _itself(shared: Any) -> Any:
+    return shared
+
+
+@contextlib.contextmanager
+def cluster(address: str, /) -> Iterator[Cluster]:
+    """The cluster of a scheduler, by its address (`"tcp://10.0.0.1:8786"`) or the path of its scheduler file.
+
+    It runs on afterwards; what was submitted and has not run by then is dropped. Raises `BackendError` where nobody
+    answers.
+    """
+    try:
+        distributed = importlib.import_module("distributed")
+    except ModuleNotFoundError:
+        raise BackendError("distributed is not installed: pip install distributed") from None
+    try:
+        if "://" not in address:
+            with open(address) as file:
+                address = json.load(file)["address"]
+        distributed.comm.resolve_address(address)  # what is no address at all would upset the client
+        client = distributed.Client(address, timeout=_PATIENCE, set_as_default=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackendError(
+            f"no Dask scheduler answers at {address}: give its address, tcp://host:port, or its scheduler file "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    with client:
+        yield Cluster(client)

@@ -15,7 +15,7 @@ Things a backend *may* have besides; without them the plain pass runs:
     spread(device, /)                                a `Spread` where `device=` of `net.compile` is several devices,
                                                      else None
     large(x, /)                                      whether `net(x)` does well to compile for an x of this size
-    threaded()                                       a context around compiled passes on threads of the caller's
+    threaded(count, /)                               a context around compiled passes on so many threads of the caller's
     keeps(a, /)                                      whether a placed weight may be kept for later calls
     arithmetic(dtype, /, *, precision, device)       how the library rounds there, a `nnfwd.bounds.Arithmetic`;
                                                      `device` is one of the strings of `devices()`

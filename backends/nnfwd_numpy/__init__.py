@@ -74,12 +74,12 @@ def _count(threads: Any) -> int:
 
 
 @contextlib.contextmanager
-def threaded() -> Iterator[None]:
+def threaded(count: int, /) -> Iterator[None]:
     from nnfwd_numpy.threads import BLAS
 
     holder = object()
     try:
-        BLAS.hold(holder, 1)
+        BLAS.hold(holder, 1, count)
         yield
     finally:
         BLAS.release(holder)

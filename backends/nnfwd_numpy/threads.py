@@ -21,11 +21,11 @@ class _Blas:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holders: set[object] = set()
+        self._holders: dict[object, int] = {}  # and on how many threads they make passes at a time
         self._libraries: list[Any] | None = None
         self._before: list[tuple[Any, int]] | None = None  # what is to be restored; None where nothing is
 
-    def hold(self, holder: object, wanted: int | None) -> int:
+    def hold(self, holder: object, wanted: int | None, callers: int = 1) -> int:
         """Puts BLAS on one thread until `release`; gives the number wanted, by default the one it has otherwise."""
         with self._lock:
             if self._libraries is None:
@@ -33,7 +33,7 @@ class _Blas:
 
                 found = threadpoolctl.ThreadpoolController().lib_controllers
                 self._libraries = [library for library in found if library.user_api == "blas"]
-            self._holders.add(holder)
+            self._holders[holder] = callers
             if self._before is None:
                 self._before = [(library, library.num_threads) for library in self._libraries]
                 for library, count in self._before:
@@ -44,12 +44,18 @@ class _Blas:
     def release(self, holder: object) -> None:
         """Sets back what `hold` found, after the last holder."""
         with self._lock:
-            self._holders.discard(holder)
+            self._holders.pop(holder, None)
             if not self._holders and self._before is not None:
                 for library, count in self._before:
                     if count != 1:
                         library.set_num_threads(count)
                 self._before = None
+
+    @property
+    def callers(self) -> int:
+        """How many passes a holder makes at a time."""
+        with self._lock:
+            return max(self._holders.values(), default=1)
 
     def forked(self) -> None:
         """In a process that was forked while another thread was at work, that thread is no more."""

@@ -165,7 +165,6 @@ class _Tiles:
     def __init__(self, program: Program) -> None:
         self.program = program
         self._free: list[Workspace] = []
-        self._callers: list[None] = []  # one for each call under way, in threads of the caller's
 
     def height(self, threads: int) -> int:
         """Rows of a tile: so many that a call is long against its overhead, and its operands stay in cache."""
@@ -180,12 +179,8 @@ class _Tiles:
         if threads > 1:
             count = threads * math.ceil(count / threads)
         edges = itertools.pairwise(_edges(len(x), count))
-        self._callers.append(None)
-        try:
-            TEAM.run([functools.partial(self._tile, x, y, *pair, height) for pair in edges], threads)
-        finally:
-            del self._free[threads * len(self._callers) :]
-            self._callers.pop()
+        TEAM.run([functools.partial(self._tile, x, y, *pair, height) for pair in edges], threads)
+        del self._free[threads * BLAS.callers :]
 
     def _tile(self, x: np.ndarray, y: np.ndarray, start: int, stop: int, height: int) -> None:
         workspace = _taken(self._free, stop - start) or Workspace(self.program, height)

@@ -86,7 +86,7 @@ def stream(
         raise ShapeError(f"workers is {workers}: it must be at least 1")
     run = _Run(plan, workers, executor, progress or (lambda done, total: None))
     kept = 0
-    with plan.threaded():
+    with plan.threaded(workers):
         if isinstance(sink, str | os.PathLike):
             kept = _to_file(run, Path(sink), _facts(plan, precision, run.before), resume=resume, force=force)
         elif resume:

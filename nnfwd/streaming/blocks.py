@@ -104,15 +104,15 @@ class Plan:
         """Whether blocks are computed on threads of ours; other libraries have their own, or a GPU."""
         return hasattr(self.adapter, "threaded")
 
-    def threaded(self) -> contextlib.AbstractContextManager[Any]:
-        """A context around all computing."""
-        context: Callable[[], Any] = getattr(self.adapter, "threaded", contextlib.nullcontext)
-        return context()
+    def threaded(self, count: int) -> contextlib.AbstractContextManager[Any]:
+        """A context around all computing, on so many threads."""
+        context: Callable[[int], Any] = getattr(self.adapter, "threaded", contextlib.nullcontext)
+        return context(count)
 
     def computed(self, first: int, last: int) -> np.ndarray:
         """The outputs of the blocks from `first` up to `last`, one after another."""
         block, found = self.block(), []
-        with self.threaded():
+        with self.threaded(1):
             for i in range(first, last):
                 self.read(i, block)
                 found.append(self.compute(block).copy())
@@ -120,7 +120,7 @@ class Plan:
 
     def given(self, blocks: list["Block"]) -> np.ndarray:
         """The outputs of blocks that were read elsewhere."""
-        with self.threaded():
+        with self.threaded(1):
             return np.concatenate([self.compute(block) for block in blocks], axis=len(self.layout.members))
 
 

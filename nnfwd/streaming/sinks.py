@@ -178,12 +178,12 @@ class _Npy(_File):
         rows = y.shape[len(self._layout.members)]
         for m, part in enumerate(y.reshape(-1, rows, *self._layout.tail)):
             yield len(self._header) + (m * self._layout.rows + start) * self._layout.row_bytes, part
-        self._rows = start + rows
 
     def write(self, start: int, y: np.ndarray, /) -> None:
         for offset, part in self._members(start, y):
             self._opened.seek(offset)
             self._opened.write(np.ascontiguousarray(part).data)
+        self._rows = start + y.shape[len(self._layout.members)]
 
     def holds(self, start: int, y: np.ndarray, /) -> bool:
         with open(self._path, "rb") as file:
@@ -199,6 +199,7 @@ class _Csv(_File):
 
     def __init__(self, path: Path, name: Path, layout: Layout) -> None:
         super().__init__(path, layout)
+        self._bytes = 0  # of the rows that were written whole
         if len(layout.shape) > 1 + len(layout.tail):
             raise DataFileError(f"{name}: a .csv has a line a row, and the result is {layout.shape}: write .npy")
 
@@ -213,20 +214,22 @@ class _Csv(_File):
         return text.getvalue().encode()
 
     def write(self, start: int, y: np.ndarray, /) -> None:
-        self._opened.write(self._text(y))
-        self._rows = start + len(y)
+        text = self._text(y)
+        self._opened.write(text)
+        self._rows, self._bytes = start + len(y), self._bytes + len(text)
 
     def state(self) -> dict[str, int]:
-        return {"bytes": self._opened.tell()}
+        return {"bytes": self._bytes}
 
     def resume(self, rows: int, state: dict[str, int], /) -> None:
         super().resume(rows, state)
-        self._opened.truncate(state["bytes"])
-        self._opened.seek(0, os.SEEK_END)
+        self._bytes = state["bytes"]
+        self._opened.truncate(self._bytes)
+        self._opened.seek(self._bytes)
 
     def holds(self, _start: int, y: np.ndarray, /) -> bool:
         text = self._text(y)
-        self._opened.seek(max(self._opened.tell() - len(text), 0))
+        self._opened.seek(max(self._bytes - len(text), 0))
         return self._opened.read() == text
 
 
