@@ -131,7 +131,7 @@ def cluster(address: str, /) -> Iterator[Cluster]:
     try:
         distributed = importlib.import_module("distributed")
     except ModuleNotFoundError:
-        raise BackendError("distributed is not installed: pip install distributed") from None
+        raise BackendError("distributed is not installed: pip install 'nnfwd[cluster]'") from None
     try:
         if "://" not in address:
             with open(address) as file:

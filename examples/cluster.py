@@ -1,6 +1,6 @@
 """What a Dask cluster makes of the jets network: `python cluster.py [tcp://host:port, or a scheduler file]`.
 
-By itself it starts two workers on this machine. Needs nnfwd[dask] and distributed.
+By itself it starts two workers on this machine. Needs nnfwd[cluster].
 """
 
 import pickle

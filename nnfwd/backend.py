@@ -309,6 +309,11 @@ def _line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def usable_cores() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def check_options(adapter: Backend, options: Iterable[str]) -> None:
     """Raises `UnknownNameError` where the backend's `compile` has no option of such a name."""
     names = compile_options(adapter)

@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         _run,
         "run a network on files of inputs, however large",
-        "nnfwd run model.npz x.npy -o y.npy --backend jax --dtype float32",
+        "nnfwd run model.npz x.npy -o y.npy --backend jax --dtype float32"
+        "\n  nnfwd run model.npz x.npy -o y.npy --resume",
     )
     _model(run, nargs=None)
     kinds = ".npy, .npz, .csv, .zarr, or a folder of .npy files"
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dask", metavar="ADDRESS", help="compute on a Dask cluster: tcp://host:8786, or the scheduler's file"
     )
     run.add_argument("--resume", action="store_true", help="go on with what an interrupted run has left, if it has")
-    run.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
+    run.add_argument("--force", action="store_true", help="replace OUTPUT, or what an interrupted run has left")
     run.add_argument("--quiet", action="store_true", help="print errors only")
 
     converted = command(
@@ -408,7 +409,7 @@ def _bench(options: argparse.Namespace) -> int:
     cases = _cases(options, earlier)
     if earlier is not None:
         earlier.check(cases)
-    cores = benchmark.usable_cores()
+    cores = _backend.usable_cores()
     threads = cores if options.threads is None else options.threads
     peers = options.peers or (earlier is not None and earlier.had_peers)
     with _cores(threads), Progress() as tell:

@@ -25,6 +25,9 @@ class Progress:
         self("")
 
 
+_WIDTH = 20  # characters of a bar
+
+
 class Bar:
     """Rows done of all, their rate and the time that is left, on such a line, ten times a second at most."""
 
@@ -41,7 +44,8 @@ class Bar:
             return
         self._next = now + 0.1
         since, first = self._start
-        text = f"{self._name}  {done:,} of {total:,} rows  {done / max(total, 1):4.0%}"
+        share = done / max(total, 1)
+        text = f"{self._name}  {share:4.0%} {'#' * int(share * _WIDTH):-<{_WIDTH}}  {done:,} of {total:,} rows"
         if now > since and done > first:
             rate = (done - first) / (now - since)
             text += f"  {_count(rate)} rows/s  {_time((total - done) / rate)} left"

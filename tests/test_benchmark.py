@@ -84,7 +84,7 @@ def test_the_table_beside_naive_numpy(capsys, monkeypatch):
     assert bench("--case", "digits", "--rows", "20,30", "--peers") == 0
     out = capsys.readouterr().out
     assert all(len(line) <= 110 for line in out.splitlines()[3:])
-    for text in (f"{benchmark.usable_cores()} thread", "naive NumPy", "inside", "Median times"):
+    for text in (f"{nnfwd.backend.usable_cores()} thread", "naive NumPy", "inside", "Median times"):
         assert text in out
     assert "peers that are not installed: pip install no-such-peer" in out
     assert "geometric mean of the ratios: " in out
@@ -375,7 +375,7 @@ def test_what_else_differs_is_said(earlier, capsys):
     before = earlier(change)
     bench("--against", before, "--case", "tutorial", "--rows", "30", "--limit", 1e9)
     out = capsys.readouterr().out
-    threads = benchmark.usable_cores()
+    threads = nnfwd.backend.usable_cores()
     assert f"threads: then {threads + 1}, now {threads}" in out
     assert f"numpy: then 0.1, now {np.__version__}" in out
     assert "not measured again: jets (30 rows)" in out

@@ -242,7 +242,7 @@ def test_without_distributed(monkeypatch):
     need("dask")
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (
-        pytest.raises(BackendError, match="distributed is not installed: pip install distributed"),
+        pytest.raises(BackendError, match=r"distributed is not installed: pip install 'nnfwd\[cluster\]'"),
         backend.load("dask").cluster("tcp://127.0.0.1:8786"),
     ):
         pass

@@ -19,8 +19,8 @@ def blocks(language):
 
 
 def run(block, names):
-    for library in ("jax", "torch"):
-        if f'"{library}"' in block or f"import {library}" in block:
+    for library in ("jax", "torch", "dask", "distributed"):
+        if re.search(rf'"{library}"|import {library}|{library}(\.\w+)* import', block):
             need(library)
     exec(block, names)
     return names
@@ -36,7 +36,7 @@ def test_the_first_ten_lines():
 @pytest.mark.parametrize("i", range(1, len(blocks("python"))))
 def test_every_block_runs(i, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # one of them writes a file
-    names = {"nnfwd": nnfwd, "net": tutorial()[0], "std": np.ones(4), "mean": np.zeros(4)}
+    names = {"np": np, "nnfwd": nnfwd, "net": tutorial()[0], "std": np.ones(4), "mean": np.zeros(4)}
     names |= {"W1": np.ones((5, 4)), "b1": np.ones(5), "W2": np.ones((3, 5)), "b2": np.ones(3), "W3": np.ones((2, 3))}
     if "array_api_strict" in blocks("python")[i]:
         need("numpy")

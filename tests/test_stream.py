@@ -662,12 +662,12 @@ def test_progress_on_a_terminal_and_not_in_a_pipe(x, tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Progress() as line:
         bar = Bar(line, "x.npy")
-        for done in (0, 250, 500, 1_000_000):
-            bar(done, 1_000_000)
+        for done, total in ((0, 1_000_000), (250, 1000), (500, 1000), (1_000_000, 1_000_000)):
+            bar(done, total)
     shown = capsys.readouterr().err.split("\r")
-    assert shown[1] == "x.npy  0 of 1,000,000 rows    0%\x1b[K"
-    assert shown[3] == "x.npy  500 of 1,000,000 rows    0%  500 rows/s  33:19 left\x1b[K"
-    assert shown[4] == "x.npy  1,000,000 of 1,000,000 rows  100%  667 k rows/s  0:00 left\x1b[K"
+    assert shown[1] == "x.npy    0% --------------------  0 of 1,000,000 rows\x1b[K"
+    assert shown[3] == "x.npy   50% ##########----------  500 of 1,000 rows  500 rows/s  0:01 left\x1b[K"
+    assert shown[4] == "x.npy  100% ####################  1,000,000 of 1,000,000 rows  667 k rows/s  0:00 left\x1b[K"
     assert shown[-1] == "\x1b[K"
     with Progress(quiet=True) as line:
         Bar(line, "x.npy")(1, 2)

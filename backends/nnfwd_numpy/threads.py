@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nnfwd.backend import usable_cores
+
 
 class _Blas:
     """The number of BLAS's threads. `hold` and `release` may be interrupted anywhere, and be repeated."""
@@ -39,7 +41,7 @@ class _Blas:
                 for library, count in self._before:
                     if count != 1:
                         library.set_num_threads(1)
-            return wanted or max([count for _, count in self._before] or [_processors()])
+            return wanted or max([count for _, count in self._before] or [usable_cores()])
 
     def release(self, holder: object) -> None:
         """Sets back what `hold` found, after the last holder."""
@@ -137,10 +139,6 @@ def _current_processor() -> Callable[[], int] | None:
     import ctypes
 
     return getattr(ctypes.CDLL(None), "sched_getcpu", None)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

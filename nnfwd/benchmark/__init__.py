@@ -3,7 +3,7 @@
 from nnfwd.benchmark.against import LIMIT, Change, Earlier
 from nnfwd.benchmark.cases import PUBLISHED, Case, own, published
 from nnfwd.benchmark.machine import machine
-from nnfwd.benchmark.measure import ROUNDS, benchmarked, usable_cores
+from nnfwd.benchmark.measure import ROUNDS, benchmarked
 from nnfwd.benchmark.report import HEADER, Report, Result, Timing, described_machine
 
 __all__ = [
@@ -22,5 +22,4 @@ __all__ = [
     "machine",
     "own",
     "published",
-    "usable_cores",
 ]

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,11 +97,6 @@ def benchmarked(
     for i, case in enumerate(cases):
         where = f"case {i + 1} of {len(cases)}, {case.name}, {case.rows:,} row{'s' if case.rows > 1 else ''}"
         yield from _Run(case, chosen, others, rounds, threads, lambda text, where=where: tell(f"{where}: {text}")).go()  # type: ignore[misc]
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _usable(backends: str | Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

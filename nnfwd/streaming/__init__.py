@@ -81,7 +81,7 @@ def stream(
     rows.fold(len(net.input_shape) if folded and net.input_shape else min(len(rows.shape), 1))
     plan = Plan(net, rows, backend=backend, device=device, dtype=dtype, precision=precision, labelled=labels)
     if workers is None:
-        workers = getattr(executor, "threads", None) or os.cpu_count() or 1
+        workers = getattr(executor, "threads", None) or _backend.usable_cores()
     if workers < 1:
         raise ShapeError(f"workers is {workers}: it must be at least 1")
     run = _Run(plan, workers, executor, progress or (lambda done, total: None))
@@ -131,9 +131,7 @@ class _Run:
         plan, total = self.plan, self.plan.layout.rows
         first = plan.blocks if rows == total else rows // plan.height
         pause, last = _PAUSE, time.monotonic()
-        with contextlib.closing(
-            outputs(plan, first, workers=self._workers, executor=self._executor)
-        ) as blocks:
+        with contextlib.closing(outputs(plan, first, workers=self._workers, executor=self._executor)) as blocks:
             for start, y in blocks:
                 sink.write(start, y)
                 self._progress(start + y.shape[len(plan.layout.members)], total)
