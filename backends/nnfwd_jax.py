@@ -224,7 +224,7 @@ class _Spread:
 
     x may be a NumPy array, of which each device is given its rows, or on these devices, and then stays as it is. Rows
     that do not divide are filled up with the last one, and the result is whole on each device; where a callable of the
-    caller's might mix rows, x is whole too, as a vector is.
+    caller's might mix rows, x is whole too, as a vector is and no rows are.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -245,7 +245,7 @@ class _Spread:
             if self._has(x):
                 return run(x if x.dtype == dtype else x.astype(dtype))
             short = -x.shape[0] % count
-            if len(x.shape) == 1 or (short and not named):
+            if len(x.shape) == 1 or not len(x) or (short and not named):  # JAX 0.8 cannot divide no rows
                 return run(place(x, dtype=dtype, device=whole))
             if not short:
                 return run(place(x, dtype=dtype, device=divided))

@@ -3,7 +3,6 @@
 import functools
 import math
 import operator
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, overload
 
@@ -12,7 +11,7 @@ import numpy as np
 from nnfwd import backend as _backend
 from nnfwd import placement
 from nnfwd.backend import Array
-from nnfwd.errors import ArrayError, DeviceError, DtypeError, ShapeError
+from nnfwd.errors import ArrayError, DtypeError, ShapeError
 from nnfwd.forward import feed_forward, scoped
 from nnfwd.layers import Chain, Dense, Layer, Parameters, leaves, mapped, same
 
@@ -448,13 +447,6 @@ class Compiled:
         return f"<compiled for {self.backend}, {self.dtype}, precision {self.precision}: {self.network!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        try:
-            pickle.dumps(self._device)
-        except TypeError as error:
-            raise DeviceError(
-                f"compiled for device={self._device!r}, which cannot be pickled: {error}; "
-                "name it, or list several by name, as nnfwd.backends(devices=True) does"
-            ) from error
         backend = self.backend if self._asked else None
         return (_compile, (self.network, backend, self._device, self.dtype, self.precision, self.options))
 

@@ -456,5 +456,5 @@ def test_what_is_compiled_over_named_devices_can_be_pickled():
     assert np.array_equal(y, run(x))
     assert y.sharding == run(x).sharding
     for device in (jax.devices()[1], jax.devices(), mesh(4, 2)):
-        with pytest.raises(DeviceError, match="cannot be pickled: cannot pickle .* by name"):
+        with pytest.raises(TypeError, match="cannot pickle"):  # JAX's own: such a one is to be named
             pickle.dumps(wide().compile(backend="jax", device=device))
