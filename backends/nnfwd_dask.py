@@ -6,6 +6,7 @@ its tasks share one object with what it compiled. Equal networks have equal name
 Known to differ: nothing is computed until asked. The feature axis must be one chunk. Arithmetic is that of the chunks.
 """
 
+import concurrent.futures
 import contextlib
 import importlib
 import json
@@ -107,14 +108,32 @@ class Cluster:
         """A future of `function(shared, *args)`; its `result()` waits, and raises what the function raised.
 
         As long as `shared` is the same object, a worker gets it once, and its calls share it. What a worker had that
-        died is computed again elsewhere, so the function may run more than once; where it is what kills workers,
-        `result()` raises `distributed.KilledWorker`.
+        died is computed again elsewhere, so the function may run more than once. Where it is what kills workers, or the
+        cluster is gone, `result()` raises `BackendError`.
         """
         # Dask warns of much in a graph, lest it be sent again and again. What is here is sent once.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
             if self._sent[1] is None or self._sent[0] is not shared:
                 self._sent = shared, self._client.submit(_itself, shared, pure=False)
-            return self._client.submit(function, self._sent[1], *args, pure=False)
+            return _Outcome(self._client.submit(function, self._sent[1], *args, pure=False))
+
+
+class _Outcome:
+    """A future whose cluster may fail."""
+
+    def __init__(self, future: Any) -> None:
+        self._future = future
+
+    def result(self) -> Any:
+        import distributed
+
+        try:
+            return self._future.result()
+        except (distributed.KilledWorker, distributed.comm.CommClosedError, concurrent.futures.CancelledError) as error:
+            raise BackendError(f"the Dask cluster failed: {type(error).__name__}: {error}") from error
+
+    def cancel(self) -> None:
+        self._future.cancel()
 
 
 def _itself(shared: Any) -> Any:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import re
 import shutil
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NnfwdError, OSError) as error:
         if options.debug:
             raise
-        print(f"nnfwd: {error}", file=sys.stderr)
+        print("; ".join([f"nnfwd: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return 1
 
 
@@ -501,6 +502,7 @@ def _run(options: argparse.Namespace) -> int:
         executor = None
         if options.dask is not None:
             executor = stack.enter_context(_backend.load("dask").cluster(options.dask))  # type: ignore[attr-defined]
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it comes as an error of ours
         line = stack.enter_context(Progress(quiet=options.quiet))
         done = nnfwd.stream(
             net,

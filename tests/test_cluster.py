@@ -246,3 +246,17 @@ def test_without_distributed(monkeypatch):
         backend.load("dask").cluster("tcp://127.0.0.1:8786"),
     ):
         pass
+
+
+def test_a_cluster_that_fails_says_so(client):
+    distributed = need("distributed")
+
+    class Lost:
+        def result(self):
+            raise distributed.comm.CommClosedError("in <TCP>: stream is closed")
+
+    with backend.load("dask").cluster(client.scheduler.address) as cluster:
+        outcome = cluster.submit(str, 1)
+        outcome._future = Lost()
+        with pytest.raises(BackendError, match="the Dask cluster failed: CommClosedError: in <TCP>: stream is closed"):
+            outcome.result()

@@ -2,8 +2,6 @@
 
 import gc
 import math
-import subprocess
-import sys
 import weakref
 
 import numpy as np
@@ -185,40 +183,6 @@ def test_float64_only_with_x64(jax):
     assert net(x, backend="jax").dtype == "float32"
     with jax.enable_x64(True):
         assert net(np.array(x), backend="jax").dtype == "float64"
-
-
-def test_x_sharded_over_eight_devices_keeps_its_sharding(jax):
-    program = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from networks import mixed, inputs
-import nnfwd
-assert len(jax.devices()) == 8
-net, x = mixed(), inputs(16, 4)
-sharding = NamedSharding(Mesh(np.array(jax.devices()), "rows"), P("rows"))
-y = net(jax.device_put(x, sharding))
-assert len(y.sharding.device_set) == 8, y.sharding
-other = jax.device_put(x, jax.devices()[3])
-assert net(other).device == jax.devices()[3]
-assert net(x, backend="jax", device="cpu:5").device == jax.devices()[5]
-try:
-    net.to("jax", device="cpu:1")(other)
-except nnfwd.errors.DeviceError as error:
-    assert "cpu:1" in str(error) and "cpu:3" in str(error), error
-else:
-    raise AssertionError("two devices in one call")
-"""
-    import os
-    from pathlib import Path
-
-    here = Path(__file__).parent
-    path = os.pathsep.join(map(str, (here, here.parent, here.parent / "backends")))
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_tree_of_anything_has_the_networks_structure(jax):

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import math
+import multiprocessing
 import shutil
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def needs_zarr(request):
 def low_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "_HIGHEST", HEIGHT)
     monkeypatch.setattr(streaming, "_PAUSE", 0)  # the journal is written after each block
+    monkeypatch.setattr(streaming, "_SHARE", 0)
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +222,15 @@ def test_elsewhere(source, x, tmp_path):
     assert np.array_equal(np.load(tmp_path / "y.npy"), expected)
 
 
+@pytest.mark.parametrize("source", [".npy", ".csv"])
+def test_in_other_processes(source, x, tmp_path):
+    given = put(tmp_path / f"x{source}", x)
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as executor:
+        nnfwd.stream(mixed(), given, tmp_path / "y.npy", dtype="float32", executor=executor)
+    assert np.array_equal(np.load(tmp_path / "y.npy"), streamed(mixed(), x))
+
+
 def test_rows_have_their_place_in_a_block(x):
     """A row's output depends on where it stands in its block alone, not on the rows around it, nor on how many there are."""
     whole = streamed(mixed(), x)
@@ -320,13 +331,14 @@ def test_what_is_left_is_never_lost(x, tmp_path):
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_a_resumed_run_has_the_same_backend(backend, x, tmp_path):
     need(backend)
-    left(mixed(), x, tmp_path / "y.npy")
+    path = put(tmp_path / "x.npy", x)
+    left(mixed(), path, tmp_path / "y.npy")
     with pytest.raises(DataFileError, match=f"was begun with backend numpy .* and this run has {backend}"):
-        nnfwd.stream(mixed(), x, tmp_path / "y.npy", resume=True, backend=backend)
+        nnfwd.stream(mixed(), path, tmp_path / "y.npy", resume=True, backend=backend)
 
 
 def test_force_begins_anew(x, tmp_path):
-    left(mixed(), x, tmp_path / "y.npy")
+    left(mixed(), put(tmp_path / "x.npy", x), tmp_path / "y.npy")
     assert nnfwd.stream(mixed(), x, tmp_path / "y.npy", force=True).kept == 0
     for _ in range(2):  # an output that is there, too
         nnfwd.stream(mixed(seed=3), x, tmp_path / "y.npy", force=True)
@@ -334,54 +346,65 @@ def test_force_begins_anew(x, tmp_path):
     for _ in range(2):
         nnfwd.stream(mixed(), x, tmp_path / "y", force=True)
     assert np.array_equal(got(tmp_path / "y"), streamed(mixed(), x))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["y", "y.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "y", "y.npy"]
 
 
 def test_the_last_block_is_compared(x, tmp_path):
+    path = put(tmp_path / "x.npy", x)
     for target in (".npy", ".csv", ""):
-        partial, _ = left(mixed(), x, tmp_path / f"y{target}")
+        partial, _ = left(mixed(), path, tmp_path / f"y{target}")
         file = partial if partial.is_file() else next(partial.iterdir())
         data = bytearray(file.read_bytes())
         written = 128 + 8 * 460 if target != ".csv" else len(data) - 3
         data[written] ^= 1
         file.write_bytes(data)
         with pytest.raises(DataFileError, match="last rows are computed otherwise here.*--force"):
-            nnfwd.stream(mixed(), x, tmp_path / f"y{target}", resume=True)
+            nnfwd.stream(mixed(), path, tmp_path / f"y{target}", resume=True)
         assert partial.exists()
 
 
 def test_a_torn_journal_line_is_no_line(x, tmp_path):
-    _, journal = left(mixed(), x, tmp_path / "y.npy")
+    path = put(tmp_path / "x.npy", x)
+    _, journal = left(mixed(), path, tmp_path / "y.npy")
     with journal.open("ab") as file:
         file.write(b'{"rows": 9')
-    assert nnfwd.stream(mixed(), x, tmp_path / "y.npy", resume=True).kept == 512
+    assert nnfwd.stream(mixed(), path, tmp_path / "y.npy", resume=True).kept == 512
     assert np.array_equal(np.load(tmp_path / "y.npy"), streamed(mixed(), x))
-    _, journal = left(mixed(), x, tmp_path / "z.npy")
+    _, journal = left(mixed(), path, tmp_path / "z.npy")
     journal.write_bytes(b"\0\n")
-    with pytest.raises(DataFileError, match=r"z\.npy\.journal is damaged"):
-        nnfwd.stream(mixed(), x, tmp_path / "z.npy", resume=True)
+    with pytest.raises(DataFileError, match=r"z\.npy\.journal is in the way, and no journal of ours: move it"):
+        nnfwd.stream(mixed(), path, tmp_path / "z.npy", resume=True)
+    for damage in (b"5\n", b"x\n"):
+        partial, journal = left(mixed(), path, tmp_path / "w.npy")
+        journal.write_bytes(journal.read_bytes().partition(b"\n")[0] + b"\n" + damage)
+        with pytest.raises(DataFileError, match=r"w\.npy\.journal is damaged: begin anew with force"):
+            nnfwd.stream(mixed(), path, tmp_path / "w.npy", resume=True)
+        assert partial.exists()
+        nnfwd.stream(mixed(), path, tmp_path / "w.npy", force=True)
+        (tmp_path / "w.npy").unlink()
 
 
 @pytest.mark.parametrize("target", [".npy", ".zarr", "", ".csv"])
 @pytest.mark.parametrize("step", ["after the end was noted", "after the name was given", "before anything"])
 def test_killed_between_two_steps(target, step, x, tmp_path, monkeypatch):
     """What a kill leaves behind there is made by leaving the steps out that come after it."""
-    nnfwd.stream(mixed(), x, tmp_path / f"whole{target}")
+    path = put(tmp_path / "x.npy", x)
+    nnfwd.stream(mixed(), path, tmp_path / f"whole{target}")
     sink = tmp_path / f"y{target}"
     with monkeypatch.context() as patch:
         if step == "after the end was noted":
             patch.setattr(streaming.journal.Journal, "_rename", stop)
         elif step == "after the name was given":
-            patch.setattr(streaming.journal.Journal, "_remove", stop)
+            patch.setattr(streaming.journal.Journal, "_end", stop)
         else:
-            patch.setattr(sinks, "check_room", stop)
+            patch.setattr(streaming._Writing, "_begin", stop)
             patch.setattr(streaming.journal.Journal, "discard", lambda self: self.close())
         with pytest.raises(Stop):
-            nnfwd.stream(mixed(), x, sink)
+            nnfwd.stream(mixed(), path, sink)
     assert sink.with_name(sink.name + ".journal").exists()
-    assert nnfwd.stream(mixed(), x, sink, resume=True).kept == (0 if step == "before anything" else ROWS)
+    assert nnfwd.stream(mixed(), path, sink, resume=True).kept == (0 if step == "before anything" else ROWS)
     assert tree(sink) == tree(tmp_path / f"whole{target}")
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 # What is in the way, or changes, or is full.
@@ -393,7 +416,7 @@ def test_a_full_disk(target, x, tmp_path, monkeypatch):
         tmp_path / f"y{target}",
         {".npy": sinks._Npy, ".csv": sinks._Csv, "": sinks._Folder}.get(target, sinks._Zarr),
     )
-    write = kind.write
+    write, path = kind.write, put(tmp_path / "x.npy", x)
 
     def full(self, start, y):
         if start >= 512:
@@ -403,9 +426,9 @@ def test_a_full_disk(target, x, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(kind, "write", full)
         with pytest.raises(DataFileError, match=r"No space left on device; 512 of 1,000 rows are kept in .*--resume"):
-            nnfwd.stream(mixed(), x, sink)
+            nnfwd.stream(mixed(), path, sink)
     assert not sink.exists()
-    assert nnfwd.stream(mixed(), x, sink, resume=True).kept == 512
+    assert nnfwd.stream(mixed(), path, sink, resume=True).kept == 512
     assert np.array_equal(got(sink).astype("float32"), streamed(mixed(), x))
 
 
@@ -586,6 +609,265 @@ def test_damaged_data(name, content, match, tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataFileError, match=match):
         sources.read_whole(path)
+
+
+# What an engineer who meant no good to it found.
+
+
+def test_what_failed_once_is_never_said_to_be_on_the_disk(x, tmp_path, monkeypatch):
+    """The system reports lost pages once; the next fsync succeeds."""
+    path, synced, count = put(tmp_path / "x.npy", x), sinks.synced, iter(range(100))
+
+    def fails_once(file):
+        if next(count) == 3:
+            raise OSError(errno.EIO, "Input/output error")
+        synced(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks, "synced", fails_once)
+        with pytest.raises(DataFileError, match=r"y\.npy: Input/output error; 192 of 1,000 rows are kept"):
+            nnfwd.stream(mixed(), path, tmp_path / "y.npy", workers=1)
+    assert next(count) == 4
+    assert nnfwd.stream(mixed(), path, tmp_path / "y.npy", resume=True).kept == 192
+    assert np.array_equal(np.load(tmp_path / "y.npy"), streamed(mixed(), x))
+
+
+def test_a_journal_line_is_written_whole_or_not_at_all(x, tmp_path, monkeypatch):
+    path, written, count = put(tmp_path / "x.npy", x), sinks.written, iter(range(100))
+
+    def short(file, data):
+        if next(count) == 4:
+            written(file, data[:5])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming.journal, "written", short)
+        with pytest.raises(DataFileError, match=r"y\.npy: No space left on device; 192 of 1,000 rows are kept"):
+            nnfwd.stream(mixed(), path, tmp_path / "y.npy")
+    assert nnfwd.stream(mixed(), path, tmp_path / "y.npy", resume=True).kept == 192
+    assert np.array_equal(np.load(tmp_path / "y.npy"), streamed(mixed(), x))
+
+
+def test_a_disk_that_takes_a_part(x, tmp_path, monkeypatch):
+    """A write that comes back short is gone on with."""
+    write = streaming.sinks.written
+
+    class Slow:
+        def __init__(self, file):
+            self.write = lambda data: file.write(data[: max(len(data) // 2, 1)])
+
+    monkeypatch.setattr(sinks, "written", lambda file, data: write(Slow(file), data))
+    nnfwd.stream(mixed(), x, tmp_path / "y.npy")
+    assert np.array_equal(np.load(tmp_path / "y.npy"), streamed(mixed(), x))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_of_two_runs_that_begin_together_one_goes_on(force, x, tmp_path, monkeypatch):
+    path, sink, second = put(tmp_path / "x.npy", x), tmp_path / "y.npy", []
+    begin = streaming.journal.Journal._begin
+
+    def meet(self, *arguments, **options):
+        monkeypatch.setattr(streaming.journal.Journal, "_begin", begin)
+        with pytest.raises(DataFileError, match="is being written by another run"):
+            nnfwd.stream(mixed(), path, sink, force=force)
+        second.append(True)
+        begin(self, *arguments, **options)
+
+    monkeypatch.setattr(streaming.journal.Journal, "_begin", meet)
+    nnfwd.stream(mixed(), path, sink, force=force)
+    assert second
+    assert np.array_equal(np.load(sink), streamed(mixed(), x))
+
+
+def test_a_journal_that_was_removed_before_it_was_locked(x, tmp_path, monkeypatch):
+    """The run that had it ended between our opening it and our locking it."""
+    fcntl = pytest.importorskip("fcntl")
+    flock, sink = fcntl.flock, tmp_path / "y.npy"
+    calls = []
+
+    def ended(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            sink.with_name("y.npy.journal").unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", ended)
+    nnfwd.stream(mixed(), x, sink)
+    assert len(calls) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["y.npy"]
+
+
+def test_a_disk_without_locks(x, tmp_path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", unsupported)
+    nnfwd.stream(mixed(), x, tmp_path / "y.npy")
+    assert [p.name for p in tmp_path.iterdir()] == ["y.npy"]
+
+
+@pytest.mark.parametrize("content", [b"\0\1\2" * 100, b'{"mine": 1}\n', b"notes\n"])
+@pytest.mark.parametrize("options", [{}, {"force": True}, {"resume": True}])
+def test_a_journal_of_somebody_else(content, options, x, tmp_path):
+    journal = tmp_path / "y.npy.journal"
+    journal.write_bytes(content)
+    with pytest.raises(DataFileError, match="in the way, and no journal of ours: move it"):
+        nnfwd.stream(mixed(), put(tmp_path / "x.npy", x), tmp_path / "y.npy", **options)
+    assert journal.read_bytes() == content
+
+
+def test_force_removes_only_what_is_its_own(x, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "deep.npy").mkdir()
+    put(tmp_path / "in.partial", x)
+    before = tree(tmp_path)
+    for source, sink, match in (
+        (x, "out", r"out\.partial is in the way"),
+        (x, "folder", r"holds deep\.npy"),
+        (tmp_path / "in.partial", "in", r"in\.partial is read from"),
+    ):
+        with pytest.raises(DataFileError, match=match):
+            nnfwd.stream(mixed(), source, tmp_path / sink, force=True)
+    assert tree(tmp_path) == before
+
+
+def test_force_replaces_no_group_of_zarr(x, tmp_path):
+    group = need("zarr").open_group(tmp_path / "y.zarr", mode="w")
+    group.create_array("c", data=x)
+    with pytest.raises(DataFileError, match=r"holds zarr\.json, which no run of ours made"):
+        nnfwd.stream(mixed(), x, tmp_path / "y.zarr", force=True)
+    assert np.array_equal(need("zarr").open_group(tmp_path / "y.zarr", mode="r")["c"][...], x)
+
+
+@pytest.mark.parametrize("target", [".npy", ""])
+def test_an_output_that_appears_meanwhile(target, x, tmp_path):
+    path, sink = put(tmp_path / "x.npy", x), tmp_path / f"y{target}"
+
+    def appear(done=ROWS, total=ROWS):
+        if done == ROWS:
+            sink.write_text("mine")
+
+    with pytest.raises(DataFileError, match=r"has appeared meanwhile: move it, then .* its name with resume"):
+        nnfwd.stream(mixed(), path, sink, progress=appear)
+    assert sink.read_text() == "mine"
+    with pytest.raises(DataFileError, match="exists|is a file"):
+        nnfwd.stream(mixed(), path, sink, resume=True)
+    sink.unlink()
+    assert nnfwd.stream(mixed(), path, sink, resume=True).kept == ROWS
+    assert np.array_equal(got(sink), streamed(mixed(), x))
+
+
+def test_a_replacing_run_may_be_resumed_without_force(x, tmp_path):
+    path, sink = put(tmp_path / "x.npy", x), put(tmp_path / "y.npy", x)
+    left(mixed(), path, sink, force=True)
+    assert np.array_equal(np.load(sink), x)
+    assert nnfwd.stream(mixed(), path, sink, resume=True).kept == 512
+    assert np.array_equal(np.load(sink), streamed(mixed(), x))
+
+
+def test_killed_between_the_two_names_of_a_folder(x, tmp_path, monkeypatch):
+    path, sink = put(tmp_path / "x.npy", x), tmp_path / "y"
+    nnfwd.stream(mixed(seed=1), path, sink)
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming.journal.os, "replace", stop)
+        with pytest.raises(Stop):
+            nnfwd.stream(mixed(), path, sink, force=True)
+    assert not sink.exists()
+    assert nnfwd.stream(mixed(), path, sink, resume=True).kept == ROWS
+    assert np.array_equal(got(sink), streamed(mixed(), x))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.npy", "y"]
+
+
+def test_an_input_that_is_replaced_while_the_network_is_placed(x, tmp_path, monkeypatch):
+    path, compile = put(tmp_path / "x.npy", x), Network.compile
+
+    def replaced(self, **options):
+        put(tmp_path / "new.npy", x * 2).replace(path)
+        return compile(self, **options)
+
+    monkeypatch.setattr(Network, "compile", replaced)
+    with pytest.raises(DataFileError, match="changed while it was read"):
+        nnfwd.stream(mixed(), path, tmp_path / "y.npy")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npy"]
+
+
+def test_an_array_cannot_be_gone_on_from(x, tmp_path):
+    with pytest.raises(Stop) as stopped:
+        nnfwd.stream(mixed(), x, tmp_path / "y.npy", progress=interrupted(Stop, 500))
+    assert stopped.value.__notes__ == ["nothing was written"]
+    with pytest.raises(DataFileError, match="an array as the source may be another one by now"):
+        nnfwd.stream(mixed(), x, tmp_path / "y.npy", resume=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_touched_input_does_not_lose_what_an_earlier_run_has_made(x, tmp_path):
+    path = put(tmp_path / "x.npy", x)
+    partial, _ = left(mixed(), path, tmp_path / "y.npy")
+    with pytest.raises(DataFileError, match="changed while it was read"):
+        nnfwd.stream(mixed(), path, tmp_path / "y.npy", resume=True, progress=lambda done, total: path.touch())
+    assert partial.exists()
+
+
+def test_what_can_only_fail_destroys_nothing(x, tmp_path, monkeypatch):
+    path, cube = put(tmp_path / "x.npy", x), put(tmp_path / "cube.npy", x.reshape(10, 100, 4))
+    partial, journal = left(mixed(), path, tmp_path / "y.csv")
+    before = partial.read_bytes(), journal.read_bytes()
+    with pytest.raises(DataFileError, match="a line a row"):
+        nnfwd.stream(mixed(), cube, tmp_path / "y.csv", force=True)
+    assert (partial.read_bytes(), journal.read_bytes()) == before
+
+
+def test_errors_name_the_file_that_is_meant(x, tmp_path, monkeypatch):
+    path = put(tmp_path / "x.npy", x)
+    into = sources._Npy._into
+
+    def fails(self, block, offset):
+        if offset > 8000:
+            raise OSError(errno.EIO, "Input/output error")
+        into(self, block, offset)
+
+    monkeypatch.setattr(sources._Npy, "_into", fails)
+    with pytest.raises(DataFileError, match=r"x\.npy: Input/output error; 512 of 1,000 rows are kept"):
+        nnfwd.stream(mixed(), path, tmp_path / "y.npy")
+
+
+def test_a_folder_of_many_files(tmp_path):
+    """More than a process may have open."""
+    resource = pytest.importorskip("resource")
+    x = inputs(1200, 4)
+    (tmp_path / "x").mkdir()
+    for i, row in enumerate(x):
+        with open(tmp_path / "x" / f"{i}.{'NPY' if i % 2 else 'npy'}", "wb") as file:
+            np.save(file, row[None])
+    np.save(tmp_path / "x" / "._hidden.npy", np.ones(3))
+    (tmp_path / "x" / "folder.npy").mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    try:
+        y = np.empty((1200, 2), "float32")
+        nnfwd.stream(mixed(), tmp_path / "x", y)
+        nnfwd.stream(mixed(), tmp_path / "x", tmp_path / "y")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert np.array_equal(y, streamed(mixed(), x))
+    assert len(list((tmp_path / "y").iterdir())) == 1200
+
+
+def test_views_of_one_array(x):
+    both = np.empty((ROWS + 1, 4), "float32")
+    with pytest.raises(ArrayError, match="shares memory"):
+        nnfwd.stream(Network([Activation("relu")]), both[:-1], both[1:])
+
+
+def test_a_link_is_followed(x, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "y.npy").symlink_to(tmp_path / "elsewhere" / "z.npy")
+    nnfwd.stream(mixed(), x, tmp_path / "y.npy")
+    assert (tmp_path / "y.npy").is_symlink()
+    assert np.array_equal(np.load(tmp_path / "elsewhere" / "z.npy"), streamed(mixed(), x))
 
 
 # Zarr.

@@ -3,7 +3,6 @@
 import itertools
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -24,12 +23,22 @@ if not hasattr(os, "fork"):
     pytest.skip("signals and limits as Unix has them", allow_module_level=True)
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "nnfwd.cli", "run", *map(str, arguments)]
+# As in a terminal: a process that is begun in the background may be told to ignore SIGINT.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from nnfwd.cli import main
+sys.exit(main())
+"""
+LIMITED = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)){PROGRAM}"
 
 
-def done(*arguments, **options):
-    return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, **options)
+def command(*arguments, program=PROGRAM):
+    return [sys.executable, "-c", program, "run", *map(str, arguments)]
+
+
+def done(*arguments, program=PROGRAM):
+    return subprocess.run(command(*arguments, program=program), env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def wait_for(what, process):
@@ -120,17 +129,20 @@ def test_two_runs_of_one_output(slow):
 def test_a_file_that_may_not_grow(slow, target):
     """The system itself refuses to write on, as it does on a full disk."""
     sink = slow / target
-    limited = done(
-        slow / "model.npz", slow / "x.npy", "-o", sink,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
-    )  # fmt: skip
+    limited = done(slow / "model.npz", slow / "x.npy", "-o", sink, program=LIMITED)
     assert limited.returncode == 1
     assert limited.stderr.count("\n") == 1
     assert "File too large" in limited.stderr
+    assert target in limited.stderr
     assert not sink.exists()
     assert done(slow / "model.npz", slow / "x.npy", "-o", sink, "--resume").returncode == 0
     if target == "y.npy":
         assert sink.read_bytes() == (slow / "whole.npy").read_bytes()
+    elif target == "y.csv":
+        assert np.array_equal(np.loadtxt(sink, delimiter=",").astype("f4"), np.load(slow / "whole.npy"))
+        sink.unlink()
+    else:
+        assert np.array_equal(np.load(sink / "part-00000.npy"), np.load(slow / "whole.npy"))
 
 
 def test_on_a_cluster_of_processes(slow):

@@ -50,7 +50,7 @@ def synced(file: IO[Any] | Path, /) -> None:
         return
     if file.is_dir() and os.name == "nt":  # Windows opens no folders
         return
-    handle = os.open(file, os.O_RDONLY)
+    handle = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -1,26 +1,29 @@
 """Arrays larger than memory, file to file: `stream`."""
 
 import contextlib
+import functools
 import hashlib
+import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 import nnfwd
 from nnfwd import backend as _backend
-from nnfwd.errors import DataFileError, NnfwdError, ShapeError
+from nnfwd.errors import ArrayError, DataFileError, NnfwdError, ShapeError
 from nnfwd.layers import leaves, to_numpy
 from nnfwd.network import Network
 from nnfwd.streaming import sinks, sources
-from nnfwd.streaming.blocks import Executor, Plan, outputs
-from nnfwd.streaming.journal import Journal
+from nnfwd.streaming.blocks import Executor, Outputs, Plan, outputs
+from nnfwd.streaming.journal import Journal, names
 
 _PAUSE = 1.0  # seconds between two looks to the disk, at the least
+_SHARE = 9  # and so many times what the last one took: a slow disk is waited for a tenth of the time at most
 
 
 @dataclass(frozen=True)
@@ -82,137 +85,148 @@ def stream(
     plan = Plan(net, rows, backend=backend, device=device, dtype=dtype, precision=precision, labelled=labels)
     if workers is None:
         workers = getattr(executor, "threads", None) or _backend.usable_cores()
-    if workers < 1:
-        raise ShapeError(f"workers is {workers}: it must be at least 1")
-    run = _Run(plan, workers, executor, progress or (lambda done, total: None))
+    if not isinstance(workers, int) or workers < 1:
+        raise ShapeError(f"workers is {workers}: it must be a whole number, at least 1")
+    blocks = functools.partial(outputs, plan, workers=workers, executor=executor)
+    tell = progress or (lambda done, total: None)
     kept = 0
     with plan.threaded(workers):
         if isinstance(sink, str | os.PathLike):
-            kept = _to_file(run, Path(sink), _facts(plan, precision, run.before), resume=resume, force=force)
+            facts = _facts(plan, precision)
+            kept = _to_file(plan, blocks, Path(sink).resolve(), facts, tell, resume=resume, force=force)
         elif resume:
             raise DataFileError("resume goes on with a file: a sink that is an array has no journal")
         else:
-            run(sinks.Target(sink, plan.layout), 0, lambda: None)
+            target = sinks.Target(sink, plan.layout)
+            if isinstance(source, np.ndarray) and isinstance(sink, np.ndarray) and np.may_share_memory(source, sink):
+                raise ArrayError("the sink shares memory with the source: give another array")
+            _Writing(plan, target, None)(blocks, tell)
     return Streamed(rows.shape, plan.layout.shape, plan.layout.dtype, kept)
 
 
-class _Run:
-    """Writes outputs, block by block."""
-
-    def __init__(
-        self, plan: Plan, workers: int, executor: Executor | None, progress: Callable[[int, int], object]
-    ) -> None:
-        self.plan, self._workers, self._executor, self._progress = plan, workers, executor, progress
-        self.before = plan.source.fingerprint()
-
-    def __call__(self, sink: sinks.Sink, rows: int, keep: Callable[[], None]) -> None:
-        """From row `rows` on; calls `keep` from time to time, and at the end."""
-        plan, total = self.plan, self.plan.layout.rows
-        self._progress(rows, total)
-        try:
-            self._blocks(sink, rows, keep)
-        except (NnfwdError, OSError) as error:
-            if not self._is_at_rest():
-                raise sources.changed(plan.source.name) from error
-            raise
-        if not self._is_at_rest():
-            raise sources.changed(plan.source.name)
-        keep()
-        sink.finish()
-
-    def _is_at_rest(self) -> bool:
-        """Whether the source is what it was."""
-        try:
-            return self.plan.source.fingerprint() == self.before
-        except OSError:  # it is gone
-            return False
-
-    def _blocks(self, sink: sinks.Sink, rows: int, keep: Callable[[], None]) -> None:
-        plan, total = self.plan, self.plan.layout.rows
-        first = plan.blocks if rows == total else rows // plan.height
-        pause, last = _PAUSE, time.monotonic()
-        with contextlib.closing(outputs(plan, first, workers=self._workers, executor=self._executor)) as blocks:
-            for start, y in blocks:
-                sink.write(start, y)
-                self._progress(start + y.shape[len(plan.layout.members)], total)
-                if (now := time.monotonic()) - last > pause:
-                    keep()
-                    last = time.monotonic()
-                    pause = max(_PAUSE, 9 * (last - now))  # a slow disk is waited for a tenth of the time at most
+Blocks = Callable[[int], Outputs]
+Progress = Callable[[int, int], object]
 
 
-def _to_file(run: _Run, path: Path, facts: dict[str, Any], *, resume: bool, force: bool) -> int:
+def _to_file(
+    plan: Plan, blocks: Blocks, path: Path, facts: dict[str, Any], tell: Progress, *, resume: bool, force: bool
+) -> int:
     """Writes a file or a folder; gives the number of rows that were there already."""
-    _check_name(path, run.plan.source, force=force)
+    _check_name(path, plan.source, force=force)
+    partial = names(path)[1]
+    sink = sinks.sink(partial, path, plan.layout, plan.source.parts, plan.height)
+    if resume and not plan.source.is_known:
+        raise DataFileError("resume goes on with a file: an array as the source may be another one by now")
+    if not (resume and partial.exists()):
+        sinks.check_room(path, partial, plan.layout)
     with contextlib.closing(Journal(path, facts, resume=resume, force=force)) as journal:
-        if journal.complete:
-            return run.plan.layout.rows
-        kept = journal.rows
-        try:
-            plan = run.plan
-            sink = sinks.sink(journal.partial, path, plan.layout, plan.source.parts, plan.height)
-            with contextlib.closing(sink):
-                _begin(plan, sink, journal)
-                _write(run, sink, journal)
-            journal.finish()
-        except BaseException:
-            if not journal.rows:
-                journal.discard()
-            raise
+        kept = plan.layout.rows if journal.complete else journal.rows
+        if not journal.complete:
+            writing = _Writing(plan, sink, journal)
+            try:
+                with contextlib.closing(sink):
+                    writing(blocks, tell)
+                journal.finish()
+            except BaseException as error:
+                # What a fresh run has made of an input that is to be mended is worth nothing.
+                if not journal.rows or (not kept and isinstance(error, ShapeError | sources.InputFileError)):
+                    journal.discard()
+                raise
         return kept
 
 
-def _begin(plan: Plan, sink: sinks.Sink, journal: Journal) -> None:
-    """Makes what is written to, or opens what an interrupted run has left."""
-    if not journal.rows:
-        sinks.check_room(journal.output, plan.layout)
-        sink.begin()
-        return
-    sink.resume(journal.rows, journal.state)
-    i = (journal.rows - 1) // plan.height
-    block = plan.block()
-    plan.read(i, block)
-    y = plan.compute(block)
-    chosen = (*(slice(None),) * len(plan.layout.members), slice(0, journal.rows - i * plan.height))
-    if not sink.holds(i * plan.height, y[chosen]):
-        raise DataFileError(
-            f"{journal.partial}: its last rows are computed otherwise here: resume where it was begun "
-            "(processor, threads, libraries), or begin anew with force (--force)"
-        )
+class _Writing:
+    """Writes what is left of an output to its sink, and keeps its journal, if it has one."""
 
+    def __init__(self, plan: Plan, sink: sinks.Sink, journal: Journal | None) -> None:
+        self._plan, self._sink = plan, sink
+        self._journal = journal if sink.keeps and plan.source.is_known else None
+        self._first = 0 if journal is None else journal.rows
+        self._output = "the sink" if journal is None else str(journal.output)
+        self._sound = True  # whether all that the sink was told to do was done
 
-def _write(run: _Run, sink: sinks.Sink, journal: Journal) -> None:
-    """Writes all rows that are left; what becomes of those that are there when it fails, depends on why."""
-
-    def keep() -> None:
-        if sink.keeps:
-            journal.note(sink.flush(), sink.state())
-
-    try:
-        run(sink, journal.rows, keep)
-    except (DataFileError, ShapeError):  # the input is to be mended, and what was made of it is worth nothing
-        journal.discard()
-        raise
-    except BaseException as error:
+    def __call__(self, blocks: Blocks, tell: Progress) -> None:
+        plan = self._plan
         try:
-            keep()
-        except OSError as full:  # what was noted before holds
-            error.add_note(f"after it: {full}")
-        stopped = _stopped(error, journal, run.plan.layout.rows)
-        if stopped is error:
-            raise
-        raise stopped from error
+            with self._told():
+                self._begin()
+            tell(self._first, plan.layout.rows)
+            self._blocks(blocks, tell)
+            if not plan.source.is_at_rest():
+                raise sources.changed(plan.source.name)
+            self._keep()
+            with self._told():
+                self._sink.finish()
+        except BaseException as error:
+            self._stopped(error)
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Around what the sink and the journal do. After a failure there, nothing more is said to be on the disk."""
+        self._sound = False
+        yield
+        self._sound = True
 
-def _stopped(error: BaseException, journal: Journal, total: int) -> BaseException:
-    """The error of a run that ended too soon, which says what is left of it."""
-    left = "nothing was written"
-    if journal.rows:
-        left = f"{journal.rows:,} of {total:,} rows are kept in {journal.partial}: go on with resume (--resume)"
-    if isinstance(error, OSError):
-        return DataFileError(f"{journal.output}: {error.strerror or error}; {left}")
-    error.add_note(left)
-    return error
+    def _begin(self) -> None:
+        """Makes what is written to, or opens what an interrupted run has left, if that is what it should be."""
+        plan, journal = self._plan, self._journal
+        if journal is None or not journal.rows:
+            self._sink.begin()
+            return
+        self._sink.resume(journal.rows, journal.state)
+        i = (journal.rows - 1) // plan.height
+        block = plan.block()
+        plan.read(i, block)
+        y = plan.compute(block)
+        chosen = (*(slice(None),) * len(plan.layout.members), slice(0, journal.rows - i * plan.height))
+        if not self._sink.holds(i * plan.height, y[chosen]):
+            raise DataFileError(
+                f"{journal.partial}: its last rows are computed otherwise here: resume where it was begun "
+                "(processor, threads, libraries), or begin anew with force (--force)"
+            )
+
+    def _blocks(self, blocks: Blocks, tell: Progress) -> None:
+        plan, total = self._plan, self._plan.layout.rows
+        pause, last = _PAUSE, time.monotonic()
+        first = plan.blocks if self._first == total else self._first // plan.height
+        with contextlib.closing(blocks(first)) as made:
+            for start, y in made:
+                with self._told():
+                    self._sink.write(start, y)
+                tell(start + y.shape[len(plan.layout.members)], total)
+                if (now := time.monotonic()) - last > pause:
+                    self._keep()
+                    last = time.monotonic()
+                    pause = max(_PAUSE, _SHARE * (last - now))
+
+    def _keep(self) -> None:
+        """Notes what is on the disk."""
+        if self._journal is not None:
+            with self._told():
+                rows = self._sink.flush()
+                self._journal.note(rows, self._sink.state())
+
+    def _stopped(self, error: BaseException) -> NoReturn:
+        """Raises the error of a run that ended too soon, saying what is left of it."""
+        plan, journal = self._plan, self._journal
+        if isinstance(error, NnfwdError | OSError) and self._sound and not plan.source.is_at_rest():
+            raise sources.changed(plan.source.name) from error
+        if isinstance(error, DataFileError | ShapeError):
+            raise error
+        where = plan.source.name if self._sound else self._output
+        if self._sound:
+            try:
+                self._keep()
+            except OSError as full:  # what was noted before holds
+                error.add_note(f"after it: {full}")
+        left = "nothing was written"
+        if journal is not None and journal.rows:
+            left = f"{journal.rows:,} of {plan.layout.rows:,} rows are kept in {journal.partial}"
+            left += ": go on with resume (--resume)"
+        if isinstance(error, OSError):
+            raise DataFileError(f"{where}: {error.strerror or error}; {left}") from error
+        error.add_note(left)
+        raise error
 
 
 def _check_name(path: Path, source: sources.Source, *, force: bool) -> None:
@@ -222,12 +236,11 @@ def _check_name(path: Path, source: sources.Source, *, force: bool) -> None:
         raise DataFileError(
             f"{path}: no format {path.suffix} here: use {', '.join(sinks.WRITTEN)}, or no extension for a folder"
         )
-    if not path.absolute().parent.is_dir():
+    if not path.parent.is_dir():
         raise DataFileError(f"{path}: the folder {path.parent} does not exist")
-    here = path.resolve()
-    for file in (file.resolve() for file in source.files):
+    for here, file in itertools.product(names(path), (file.resolve() for file in source.files)):
         if here == file or here.is_relative_to(file) or file.is_relative_to(here):
-            raise DataFileError(f"{path} is read from: choose another name for the output")
+            raise DataFileError(f"{here} is read from: choose another name for the output")
     if path.exists() and path.is_dir() != (folder or path.suffix.lower() == ".zarr"):
         raise DataFileError(f"{path} is a {'folder' if path.is_dir() else 'file'}: choose another name")
     if force and path.is_dir():
@@ -237,19 +250,23 @@ def _check_name(path: Path, source: sources.Source, *, force: bool) -> None:
 
 
 def _is_output(path: Path, folder: bool) -> bool:
-    return path.suffix == ".npy" if folder else path.name in ("zarr.json", "c", ".zarray", ".zattrs")
+    """Whether it may stand in an output of ours, which is a folder of .npy files or one Zarr array."""
+    if folder:
+        return path.suffix == ".npy" and path.is_file()
+    if path.name == "zarr.json":
+        return b'"node_type": "array"' in path.read_bytes()
+    return path.name == "c" and path.is_dir()
 
 
-def _facts(plan: Plan, precision: str, before: str) -> dict[str, Any]:
+def _facts(plan: Plan, precision: str) -> dict[str, Any]:
     """What makes two runs the same."""
     source, layout = plan.source, plan.layout
-    name = _backend.name_of(plan.adapter)
     return {
         "nnfwd": nnfwd.__version__,
         "network": _digest(plan.net),
-        "input": f"{Path(source.name).name}, {source.shape} {source.dtype}, {before}",
+        "input": f"{Path(source.name).name}, {source.shape} {source.dtype}, {source.fingerprint}",
         "output": f"{layout.shape} {layout.dtype}",
-        "backend": f"{name} {_backend.version(name)}",
+        "backend": f"{plan.backend} {_backend.version(plan.backend)}",
         "NumPy": np.__version__,
         "device": plan.device,
         "dtype": plan.dtype,

@@ -8,6 +8,7 @@ backend lets one choose (NumPy), several blocks at a time.
 import collections
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from nnfwd.streaming.sources import Source
 _NUMBERS = 1 << 22  # of a block: its inputs, widest layer and outputs together
 _HIGHEST = 1 << 16
 _TOGETHER = 8  # blocks of a task that another process does
+_BYTES = 16 << 20  # of the outputs of one
 
 
 class Plan:
@@ -42,16 +44,16 @@ class Plan:
         net.chain.check((*source.lead, source.width) if source.shape else ())
         if labelled and net.classes is None:
             raise ShapeError("the network holds no classes: leave labels (--labels) out")
-        self.adapter = adapter = _backend.load(backend)
+        adapter = _backend.load(backend)
+        self.backend = _backend.name_of(adapter)
         if hasattr(adapter, "apply"):
-            raise BackendError(
-                f"{_backend.name_of(adapter)} hands blocks on to other libraries: name one, such as numpy"
-            )
+            raise BackendError(f"{self.backend} hands blocks on to other libraries: name one, such as numpy")
         if dtype is None and not source.states_dtype:
             dtype = net.dtype
         none = np.zeros((0, source.width), source.dtype)
         none = net(none, backend=backend, device=device, dtype=dtype, precision=precision)
         self.net, self.source, self._labelled = net, source, labelled
+        self._width = source.width
         self.dtype = placement.dtype_name(none.dtype)
         self.device = placement.device_name(adapter, none)
         threads = {"threads": 1} if "threads" in _backend.compile_options(adapter) else {}
@@ -66,6 +68,14 @@ class Plan:
         cast = given in placement.REAL and self.dtype != "bfloat16"  # otherwise the backend casts
         self._dtype = np.dtype(self.dtype if cast else given)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"source": self.source if self.source.travels else None}
+
+    @property
+    def adapter(self) -> _backend.Backend:
+        """The backend, which is a module and does not travel."""
+        return _backend.load(self.backend)
+
     @property
     def blocks(self) -> int:
         return -(-self.layout.rows // self.height)
@@ -73,7 +83,7 @@ class Plan:
     def block(self) -> "Block":
         """Memory for a block of inputs and outputs."""
         layout = self.layout
-        x = np.ones((self.height, self.source.width), self._dtype)
+        x = np.ones((self.height, self._width), self._dtype)
         return Block(x, np.ones((*layout.members, self.height, *layout.tail), layout.dtype))
 
     def read(self, i: int, block: "Block", /) -> None:
@@ -118,10 +128,16 @@ class Plan:
                 found.append(self.compute(block).copy())
         return np.concatenate(found, axis=len(self.layout.members))
 
-    def given(self, blocks: list["Block"]) -> np.ndarray:
-        """The outputs of blocks that were read elsewhere."""
+    def given(self, blocks: list[np.ndarray]) -> np.ndarray:
+        """The outputs of blocks whose rows were read elsewhere."""
+        block, found = self.block(), []
         with self.threaded(1):
-            return np.concatenate([self.compute(block) for block in blocks], axis=len(self.layout.members))
+            for x in blocks:
+                block.rows = len(x)
+                block.x[: len(x)] = x
+                block.x[len(x) :] = x[-1]
+                found.append(self.compute(block).copy())
+        return np.concatenate(found, axis=len(self.layout.members))
 
 
 @dataclass
@@ -216,18 +232,20 @@ def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 def _elsewhere(plan: Plan, first: int, workers: int, executor: Executor) -> Outputs:
     """Other processes read blocks themselves, where they can, and compute them."""
+    made = math.prod(plan.layout.members) * plan.layout.row_bytes * plan.height  # bytes of the outputs of one
+    together = max(min(_TOGETHER, _BYTES // made), 1)
 
     def submit(i: int) -> tuple[int, Any]:
-        last = min(i + _TOGETHER, plan.blocks)
+        last = min(i + together, plan.blocks)
         if plan.source.travels:
             return i * plan.height, executor.submit(Plan.computed, plan, i, last)
         blocks = [plan.block() for _ in range(i, last)]
         for j, block in zip(range(i, last), blocks, strict=True):
             plan.read(j, block)
-        return i * plan.height, executor.submit(Plan.given, plan, blocks)
+        return i * plan.height, executor.submit(Plan.given, plan, [block.x[: block.rows] for block in blocks])
 
     pending: collections.deque[tuple[int, Any]] = collections.deque()
-    left = iter(range(first, plan.blocks, _TOGETHER))
+    left = iter(range(first, plan.blocks, together))
     try:
         pending.extend(map(submit, itertools.islice(left, 2 * workers)))
         while pending:

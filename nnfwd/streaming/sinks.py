@@ -120,17 +120,24 @@ def sink(partial: Path, name: Path, layout: Layout, parts: list[tuple[str, int]]
     return _Folder(partial, name, layout, parts)
 
 
+def written(file: IO[bytes], data: Any, /) -> None:
+    """Writes bytes to an unbuffered file, all of them. Raises OSError where the disk takes no more."""
+    left = memoryview(data).cast("B")
+    while len(left):
+        left = left[file.write(left) :]
+
+
 class _File(Sink):
     """A sink that is one file."""
 
-    _file: IO[bytes] | None = None  # while it is written
+    _file: IO[bytes] | None = None  # while it is written; without a buffer, which would hold back what failed
     _rows = 0
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._path, self._layout = path, layout
 
     def begin(self) -> None:
-        self._file = open(self._path, "x+b")  # noqa: SIM115
+        self._file = open(self._path, "x+b", buffering=0)  # noqa: SIM115
 
     @property
     def _opened(self) -> IO[bytes]:
@@ -142,7 +149,7 @@ class _File(Sink):
         return self._rows
 
     def resume(self, rows: int, _state: dict[str, int], /) -> None:
-        self._file = open(self._path, "r+b")  # noqa: SIM115
+        self._file = open(self._path, "r+b", buffering=0)  # noqa: SIM115
         self._rows = rows
 
     def finish(self) -> None:
@@ -170,7 +177,7 @@ class _Npy(_File):
 
     def begin(self) -> None:
         super().begin()
-        self._opened.write(self._header)
+        written(self._opened, self._header)
         self._opened.truncate(len(self._header) + self._layout.nbytes)
 
     def _members(self, start: int, y: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -182,7 +189,7 @@ class _Npy(_File):
     def write(self, start: int, y: np.ndarray, /) -> None:
         for offset, part in self._members(start, y):
             self._opened.seek(offset)
-            self._opened.write(np.ascontiguousarray(part).data)
+            written(self._opened, np.ascontiguousarray(part).reshape(-1).view("uint8"))
         self._rows = start + y.shape[len(self._layout.members)]
 
     def holds(self, start: int, y: np.ndarray, /) -> bool:
@@ -215,7 +222,8 @@ class _Csv(_File):
 
     def write(self, start: int, y: np.ndarray, /) -> None:
         text = self._text(y)
-        self._opened.write(text)
+        self._opened.seek(self._bytes)
+        written(self._opened, text)
         self._rows, self._bytes = start + len(y), self._bytes + len(text)
 
     def state(self) -> dict[str, int]:
@@ -225,7 +233,6 @@ class _Csv(_File):
         super().resume(rows, state)
         self._bytes = state["bytes"]
         self._opened.truncate(self._bytes)
-        self._opened.seek(self._bytes)
 
     def holds(self, _start: int, y: np.ndarray, /) -> bool:
         text = self._text(y)
@@ -371,7 +378,8 @@ class Target(_Slabs):
                 f"the sink is {tuple(array.shape)} {array.dtype}: it must be {layout.shape} {layout.dtype}"
             )
         chunks = getattr(array, "chunks", None)
-        super().__init__(layout, chunks[len(layout.members)] if isinstance(chunks, tuple) and layout.lead else 1)
+        step = chunks[len(layout.members)] if isinstance(chunks, tuple) and layout.lead else 1
+        super().__init__(layout, step if isinstance(step, int) else 1)
         self._array = array
 
     def begin(self) -> None:
@@ -380,12 +388,17 @@ class Target(_Slabs):
     finish = begin
 
 
-class _Npz(Target):
+class _Npz(_Slabs):
     """An archive, which is held in memory and written at the end."""
 
+    keeps = False
+
     def __init__(self, path: Path, layout: Layout) -> None:
+        super().__init__(layout, 1)
         self._path = path
-        super().__init__(np.empty(layout.shape, layout.dtype), layout)
+
+    def begin(self) -> None:
+        self._array = np.empty(self._layout.shape, self._layout.dtype)
 
     def finish(self) -> None:
         with replacing(self._path) as file:
@@ -439,9 +452,10 @@ def removed(path: Path, /) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_room(path: Path, layout: Layout, /) -> None:
+def check_room(path: Path, partial: Path, layout: Layout, /) -> None:
     """Raises `DataFileError` where the disk has less room than the output needs: before any work."""
-    free = shutil.disk_usage(path.absolute().parent).free
+    there = partial.stat() if partial.is_file() else None
+    free = shutil.disk_usage(path.parent).free + (getattr(there, "st_blocks", 0) * 512 if there else 0)
     if path.suffix.lower() in (".npy", ".npz", "") and layout.nbytes > free:  # the size of others is not known before
         raise DataFileError(
             f"{path} needs {layout.nbytes / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free: choose another disk, "

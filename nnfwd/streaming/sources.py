@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,8 +25,12 @@ from nnfwd.io.reading import npy_header
 READ = (".npy", ".npz", ".csv", ".zarr")
 
 
+class InputFileError(DataFileError):
+    """A source that holds no numbers where it should, or that changes while it is read."""
+
+
 class Source(ABC):
-    """Rows of numbers. `read` may be called from several threads.
+    """Rows of numbers, of which ranges are read, by one thread at a time; where it `travels`, by several.
 
     After `fold` it has leading axes and a width: x `(..., width)` whose rows are counted along all leading axes.
     """
@@ -40,8 +44,12 @@ class Source(ABC):
     travels = False
     """Whether another process that sees the same files can read it."""
     path: Path | None = None
+    """Of a file or folder; None where it is an array."""
     lead: tuple[int, ...]
     width: int
+    fingerprint = "an array"
+    """Changes when its files do. See `stat`."""
+    _identity = ""
 
     def fold(self, axes: int) -> None:
         """Takes the last so many axes as the features of one row."""
@@ -65,9 +73,35 @@ class Source(ABC):
         """Reads rows into an array of them, of whatever dtype. Raises as `read`."""
         block[...] = self.read(start, stop)
 
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Changes when the contents do, as far as sizes and times of change can tell."""
+    @property
+    def is_known(self) -> bool:
+        """Whether one can tell if it has changed: an array has no time of change."""
+        return self.path is not None
+
+    def stat(self) -> None:
+        """Remembers what its files are. To be called before anything is read of them."""
+        self.fingerprint, self._identity = self._stated()
+
+    def is_at_rest(self) -> bool:
+        """Whether its files are what they were, as far as sizes and times of change can tell."""
+        try:
+            return not self.is_known or self._stated()[1] == self._identity
+        except FileNotFoundError:
+            return False
+
+    def _stated(self) -> tuple[str, str]:
+        """Sizes and times of its files as one number, which a copy of them shares; and another that it does not."""
+        shared, own = hashlib.sha256(), hashlib.sha256()
+        for path in self._every():
+            found = path.stat()
+            facts = f"{path.name} {found.st_size} {found.st_mtime_ns}\n"
+            shared.update(facts.encode())
+            own.update(f"{found.st_dev} {found.st_ino} {facts}".encode())
+        return f"files {shared.hexdigest()[:16]}", own.hexdigest()
+
+    def _every(self) -> Iterable[Path]:
+        """Its files, in an order of their own."""
+        return () if self.path is None else (self.path,)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -106,9 +140,9 @@ def read_whole(path: Path, /) -> np.ndarray:
     return source.read(0, source.rows).reshape(source.shape)
 
 
-def changed(name: str, /) -> DataFileError:
+def changed(name: str, /) -> InputFileError:
     """The error of a source that is not what it was when it was opened."""
-    return DataFileError(f"{name} changed while it was read: nothing was written, run it again when it is at rest")
+    return InputFileError(f"{name} changed while it was read: nothing was written, run it again when it is at rest")
 
 
 class _Array(Source):
@@ -129,8 +163,7 @@ class _Array(Source):
         chunks = getattr(array, "chunks", None)
         # Rows of a chunk are decoded together: one slab of chunks along the first axis is kept.
         self._step = chunks[0] if isinstance(chunks, tuple) and chunks and isinstance(chunks[0], int) else None
-        self._kept: tuple[int, np.ndarray] | None = None
-        self._lock = threading.Lock()
+        self._kept = threading.local()  # a slab for each thread
 
     def read(self, start: int, stop: int, /) -> np.ndarray:
         try:
@@ -138,7 +171,7 @@ class _Array(Source):
         except OSError:
             raise
         except Exception as error:  # whatever a library meets in a damaged store
-            raise DataFileError(f"{self.name}: rows {start + 1:,} to {stop:,} cannot be read: {error}") from error
+            raise OSError(f"rows {start + 1:,} to {stop:,} cannot be read: {error}") from error
 
     def _sliced(self, start: int, stop: int) -> np.ndarray:
         if not self.lead:
@@ -148,21 +181,16 @@ class _Array(Source):
             first, last = start // max(inner, 1), -(-stop // max(inner, 1))
             slab = np.asarray(self._array[first:last]).reshape(-1, self.width)
             return slab[start - first * inner : stop - first * inner]
-        height = self._step * inner
-        with self._lock:
-            pieces = []
-            for i in range(start // height, -(-stop // height)) if height else ():
-                if self._kept is None or self._kept[0] != i:
-                    self._kept = None  # before the next one is there
-                    slab = self._array[i * self._step : (i + 1) * self._step]
-                    self._kept = i, np.asarray(slab).reshape(-1, self.width)
-                pieces.append(self._kept[1][max(start - i * height, 0) : stop - i * height])
+        height, pieces = self._step * inner, []
+        for i in range(start // height, -(-stop // height)) if height else ():
+            if getattr(self._kept, "index", None) != i:
+                self._kept.index = self._kept.slab = None  # it is let go of before the next one is there
+                slab = self._array[i * self._step : (i + 1) * self._step]
+                self._kept.slab, self._kept.index = np.asarray(slab).reshape(-1, self.width), i
+            pieces.append(self._kept.slab[max(start - i * height, 0) : stop - i * height])
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty((0, self.width), self.dtype)
-
-    def fingerprint(self) -> str:
-        return f"{self.shape} {self.dtype}"
 
 
 class _Npy(Source):
@@ -170,6 +198,7 @@ class _Npy(Source):
 
     def __init__(self, path: Path) -> None:
         self.name, self.path = str(path), path.absolute()
+        self.stat()
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             try:
@@ -186,8 +215,6 @@ class _Npy(Source):
             raise DataFileError(
                 f"{path} has {len(shape)} dimensions in Fortran order: save numpy.ascontiguousarray(x) instead"
             )
-        self._file: IO[bytes] | None = None
-        self._lock = threading.Lock()
 
     def read(self, start: int, stop: int, /) -> np.ndarray:
         size = self.dtype.itemsize
@@ -209,25 +236,16 @@ class _Npy(Source):
     def _into(self, block: np.ndarray, offset: int) -> None:
         """Fills an array with bytes of the file. Raises where there are not as many any more."""
         left = memoryview(block.reshape(-1).view("uint8"))  # type: ignore[arg-type]
-        with self._lock:
-            if self._file is None:
-                self._file = open(self.path, "rb", buffering=0)  # type: ignore[arg-type]  # noqa: SIM115
-            self._file.seek(self._start + offset)
+        with open(self.path, "rb", buffering=0) as file:  # type: ignore[arg-type]
+            file.seek(self._start + offset)
             while len(left):
-                count = self._file.readinto(left)  # type: ignore[attr-defined]
+                count = file.readinto(left)  # type: ignore[attr-defined]
                 if not count:
                     raise changed(self.name)
                 left = left[count:]
 
-    def fingerprint(self) -> str:
-        return _stated([self.path])  # type: ignore[list-item]
-
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopened, (self.path, len(self.shape) - len(self.lead)))
-
-    def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            self._file.close()  # type: ignore[union-attr]
 
 
 def _reopened(path: Path, axes: int) -> Source:
@@ -237,13 +255,6 @@ def _reopened(path: Path, axes: int) -> Source:
     return source
 
 
-def _stated(paths: list[Path]) -> str:
-    """Sizes and times of change of files, as one number where there are many."""
-    stats = [path.stat() for path in paths]
-    facts = [f"{s.st_size} bytes, changed at {s.st_mtime_ns} ns" for s in stats]
-    return facts[0] if len(facts) == 1 else hashlib.sha256("\n".join(facts).encode()).hexdigest()
-
-
 class _Folder(Source):
     """The `.npy` files of a folder one after another, by the numbers in their names: 2.npy before 10.npy."""
 
@@ -251,7 +262,8 @@ class _Folder(Source):
 
     def __init__(self, path: Path) -> None:
         self.name, self.path = str(path), path.absolute()
-        self._paths = sorted(path.glob("*.npy"), key=_natural)
+        self.stat()
+        self._paths = self._every()
         if not self._paths:
             raise DataFileError(f"{path} is a folder without .npy files: name a file, or a folder that has some")
         self._files = [_Npy(file) for file in self._paths]
@@ -290,9 +302,9 @@ class _Folder(Source):
             first, last = max(start, before), min(stop, self._ends[i])
             self._files[i].read_into(first - before, last - before, block[first - start : last - start])
 
-    def fingerprint(self) -> str:
-        now = sorted(self.path.glob("*.npy"), key=_natural)  # type: ignore[union-attr]
-        return f"{len(now)} files: {_stated(now) if now else 'none'}"
+    def _every(self) -> list[Path]:
+        found = (file for file in self.path.iterdir() if file.suffix.lower() == ".npy")  # type: ignore[union-attr]
+        return sorted((file for file in found if file.is_file() and not file.name.startswith(".")), key=_natural)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -314,6 +326,7 @@ class _Csv(Source):
 
     def __init__(self, path: Path) -> None:
         self.name, self.path = str(path), path.absolute()
+        self.stat()
         self.dtype = np.dtype("float64")
         with self._open() as file:
             first = next(_lines(file), "")
@@ -345,13 +358,10 @@ class _Csv(Source):
             return np.empty((0, self.width))
         block = _parsed(lines, f"{self.name}, rows {start + 1:,} to {stop:,}")
         if block.shape != (len(lines), self.width):
-            raise DataFileError(
+            raise InputFileError(
                 f"{self.name}: rows {start + 1:,} to {stop:,} have {block.shape[1]} columns, {self.width} in the first"
             )
         return block
-
-    def fingerprint(self) -> str:
-        return _stated([self.path])  # type: ignore[list-item]
 
     def __del__(self) -> None:
         if getattr(self, "_file", None) is not None:
@@ -367,7 +377,7 @@ def _parsed(lines: list[str], where: str) -> np.ndarray:
     try:
         return np.loadtxt(lines, delimiter=",", ndmin=2)
     except ValueError as error:
-        raise DataFileError(f"{where}: not a valid .csv file of numbers: {error}") from error
+        raise InputFileError(f"{where}: not a valid .csv file of numbers: {error}") from error
 
 
 def _is_value(text: str) -> bool:
@@ -386,15 +396,13 @@ class _Npz(_Array):
     """One array of an archive, held in memory whole."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.stat()
         with np.load(path, allow_pickle=False) as archive:
             name = "x" if "x" in archive.files else archive.files[0]
             if name != "x" and len(archive.files) != 1:
                 raise DataFileError(f"{path} holds {', '.join(archive.files)}: call the input x")
             super().__init__(archive[name], str(path))
-        self.path = path.absolute()
-
-    def fingerprint(self) -> str:
-        return _stated([self.path])  # type: ignore[list-item]
 
 
 class _Zarr(_Array):
@@ -405,6 +413,8 @@ class _Zarr(_Array):
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(2, "No such file or directory", str(path))
+        self.path = path.absolute()
+        self.stat()
         zarr = imported_zarr()
         found = zarr.open(path, mode="r")
         if not hasattr(found, "shape"):
@@ -413,11 +423,11 @@ class _Zarr(_Array):
                 raise DataFileError(f"{path} is a group of {', '.join(names) or 'no arrays'}: name one, {path}/x")
             found = found["x" if "x" in names else names[0]]
         super().__init__(found, str(path))
-        self.path = path.absolute()
 
-    def fingerprint(self) -> str:
-        files = (Path(folder, name) for folder, _, names in os.walk(str(self.path)) for name in names)
-        return _stated(sorted(files))
+    def _every(self) -> Iterator[Path]:
+        for folder, folders, names in os.walk(str(self.path)):
+            folders.sort()
+            yield from (Path(folder, name) for name in sorted(names))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopened, (self.path, len(self.shape) - len(self.lead)))
