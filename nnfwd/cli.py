@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -495,6 +496,7 @@ def _listed(text: str) -> list[str]:
 def _run(options: argparse.Namespace) -> int:
     from nnfwd.progress import Bar, Progress
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end a job: it keeps what it has
     net = _load(options.model, options)
     if options.output.exists() and options.output.samefile(options.model):
         raise DataFileError(f"{options.output} is read from: choose another name for the output")

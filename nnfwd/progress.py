@@ -25,7 +25,7 @@ class Progress:
         self("")
 
 
-_WIDTH = 20  # characters of a bar
+_WIDTH = 10  # characters of a bar
 
 
 class Bar:
@@ -45,7 +45,8 @@ class Bar:
         self._next = now + 0.1
         since, first = self._start
         share = done / max(total, 1)
-        text = f"{self._name}  {share:4.0%} {'#' * int(share * _WIDTH):-<{_WIDTH}}  {done:,} of {total:,} rows"
+        bar = f"{'#' * int(share * _WIDTH):-<{_WIDTH}}"
+        text = f"{self._name}  {share:4.0%} {bar}  {_count(done)} of {_count(total)} rows"
         if now > since and done > first:
             rate = (done - first) / (now - since)
             text += f"  {_count(rate)} rows/s  {_time((total - done) / rate)} left"

@@ -484,6 +484,8 @@ def test_a_folder_that_changes(x, tmp_path):
         ("x/part9.npy", "x", "is read from"),
         ("x", "x/part9.npy", "is read from"),
         ("x.npy", "y.txt", r"no format \.txt here"),
+        ("x.npy", "-", "is no name for an output"),
+        ("x.npy", "x", "x holds part10.npy, which this run would not make"),
         ("x.npy", "absent/y.npy", "absent does not exist"),
         ("x.npy", "there.npy", "exists: choose another name"),
         ("x.npy", "foreign", "notes.txt"),
@@ -550,6 +552,12 @@ def test_arrays_that_do_not_fit(x):
         nnfwd.stream(mixed(), x.astype("complex64"), np.empty((ROWS, 2), "float32"))
     with pytest.raises(DataFileError, match="no journal"):
         nnfwd.stream(mixed(), x, np.empty((ROWS, 2), "float32"), resume=True)
+    with pytest.raises(ArrayError, match="net is a str: it must be a Network"):
+        nnfwd.stream("model.npz", x, np.empty((ROWS, 2), "float32"))
+    with pytest.raises(ArrayError, match="progress is a bool"):
+        nnfwd.stream(mixed(), x, np.empty((ROWS, 2), "float32"), progress=True)
+    with pytest.raises(BackendError, match="executor is a str"):
+        nnfwd.stream(mixed(), x, np.empty((ROWS, 2), "float32"), executor="tcp://x:1")
     with pytest.raises(ShapeError, match="holds no classes"):
         nnfwd.stream(mixed(), x, np.empty(ROWS), labels=True)
 
@@ -586,7 +594,7 @@ def test_csv_with_names(tmp_path):
     assert np.array_equal(sources.read_whole(path), [[1, 2], [3, 4]])
     path.write_text("1,2\n")
     assert sources.read_whole(path).shape == (1, 2)
-    for first in ("NA,NA", "nan,null", "1;2", ","):  # a row that cannot be read is no line of names
+    for first in ("NA,NA", "nan,null", "1;2", ",", "a,b,c"):  # a row that cannot be read is no line of names
         path.write_text(f"{first}\n1,2\n")
         with pytest.raises(DataFileError):
             sources.read_whole(path)
@@ -600,6 +608,8 @@ def test_csv_with_names(tmp_path):
         ("x.csv", b"a,b\n1,x\n", "not a valid .csv"),
         ("x.csv", b"a,b\n1,2\n1\n", "not a valid .csv"),
         ("x.csv", b"a,b\n", "holds no numbers"),
+        ("x.csv", b"0,1,2\n5,6,7\n", "begins with 0,1,...,2, which may be names or a row"),
+        ("x.csv", b"a,b,c\n5,6\n", "3 names in its first line and 2 numbers in its second"),
         ("x.csv", b"\xff\xfe1,2\n", "not a valid .csv"),
         ("x.txt", b"", "no format .txt here: use .npy, .npz, .csv"),
     ],
@@ -737,7 +747,7 @@ def test_force_removes_only_what_is_its_own(x, tmp_path):
 def test_force_replaces_no_group_of_zarr(x, tmp_path):
     group = need("zarr").open_group(tmp_path / "y.zarr", mode="w")
     group.create_array("c", data=x)
-    with pytest.raises(DataFileError, match=r"holds zarr\.json, which no run of ours made"):
+    with pytest.raises(DataFileError, match=r"holds zarr\.json, which this run would not make"):
         nnfwd.stream(mixed(), x, tmp_path / "y.zarr", force=True)
     assert np.array_equal(need("zarr").open_group(tmp_path / "y.zarr", mode="r")["c"][...], x)
 
@@ -881,11 +891,11 @@ def test_zarr_groups_and_older_stores(x, tmp_path):
     group.create_array("first", data=x)
     nnfwd.stream(mixed(), tmp_path / "g.zarr", tmp_path / "y.npy")
     group.create_array("second", data=x)
-    with pytest.raises(DataFileError, match=r"first, second: name one, .*g\.zarr/x"):
+    with pytest.raises(DataFileError, match=r"first, second: name one, .*g\.zarr/first"):
         nnfwd.stream(mixed(), tmp_path / "g.zarr", tmp_path / "z.npy")
     group.create_array("x", data=x)
     zarr.create_array(tmp_path / "old.zarr", data=x, chunks=(300, 3), zarr_format=2)
-    for source in ("g.zarr", "old.zarr"):
+    for source in ("g.zarr", "g.zarr/second", "old.zarr"):
         nnfwd.stream(mixed(), tmp_path / source, tmp_path / "z.npy", force=True)
         assert np.array_equal(np.load(tmp_path / "z.npy"), streamed(mixed(), x))
     with pytest.raises(FileNotFoundError):
@@ -949,9 +959,9 @@ def test_progress_on_a_terminal_and_not_in_a_pipe(x, tmp_path, monkeypatch, caps
         for done, total in ((0, 1_000_000), (250, 1000), (500, 1000), (1_000_000, 1_000_000)):
             bar(done, total)
     shown = capsys.readouterr().err.split("\r")
-    assert shown[1] == "x.npy    0% --------------------  0 of 1,000,000 rows\x1b[K"
-    assert shown[3] == "x.npy   50% ##########----------  500 of 1,000 rows  500 rows/s  0:01 left\x1b[K"
-    assert shown[4] == "x.npy  100% ####################  1,000,000 of 1,000,000 rows  667 k rows/s  0:00 left\x1b[K"
+    assert shown[1] == "x.npy    0% ----------  0 of 1 M rows\x1b[K"
+    assert shown[3] == "x.npy   50% #####-----  500 of 1 k rows  500 rows/s  0:01 left\x1b[K"
+    assert shown[4] == "x.npy  100% ##########  1 M of 1 M rows  667 k rows/s  0:00 left\x1b[K"
     assert shown[-1] == "\x1b[K"
     with Progress(quiet=True) as line:
         Bar(line, "x.npy")(1, 2)

@@ -15,7 +15,7 @@ import numpy as np
 
 import nnfwd
 from nnfwd import backend as _backend
-from nnfwd.errors import ArrayError, DataFileError, NnfwdError, ShapeError
+from nnfwd.errors import ArrayError, BackendError, DataFileError, NnfwdError, ShapeError
 from nnfwd.layers import leaves, to_numpy
 from nnfwd.network import Network
 from nnfwd.streaming import sinks, sources
@@ -63,13 +63,15 @@ def stream(
     Args:
         net: the network. An activation of your own that mixes rows sees a block of them.
         source: x `(..., in)`: the path of a `.npy`, `.npz` (held in memory whole), `.csv` or `.zarr`, or of a folder of
-            `.npy` files; or an array that is read by slices (NumPy's, Zarr's, HDF5's). `(..., *net.input_shape)` too.
-        sink: the path of the same kinds, by its extension (a folder has none), or an array to assign to.
-        backend, device, dtype, precision: as `feed_forward`; of text, which has no dtype, the network's.
+            `.npy` files, 2.npy before 10.npy; or an array that is read by slices (NumPy's, Zarr's, HDF5's).
+            `(..., *net.input_shape)` too.
+        sink: the path of the same kinds, by its extension (a folder has none), or an array to assign to, which an
+            interruption leaves half-written.
+        backend, device, dtype, precision: as `Network.compile`; of text, which has no dtype, the network's.
         labels: writes the class of each row instead of its outputs.
         workers: blocks that are computed at a time; by default one a processor on a CPU.
-        executor: computes blocks in other processes: a `concurrent.futures.Executor`, or what a backend offers for a
-            cluster. They read the source themselves where it is a path, and send outputs here.
+        executor: computes blocks in other processes: a `concurrent.futures.Executor`, such as that of a Dask client,
+            `client.get_executor()`. They read a source that is a path themselves, and send their outputs here.
         resume: goes on with what an interrupted run has left, if it has; its last block is made again and compared.
         force: replaces the sink, or what an interrupted run has left.
         progress: called with the number of rows done and that of all.
@@ -79,6 +81,14 @@ def stream(
             full (what is done is kept, for `resume`); where a resumed run is not the one that was begun.
         ShapeError, DtypeError, ArrayError, DeviceError, BackendError, UnknownNameError: as `feed_forward`.
     """
+    if not isinstance(net, Network):
+        raise ArrayError(f"net is a {type(net).__name__}: it must be a Network, as nnfwd.load gives one")
+    if not callable(progress or print):
+        raise ArrayError(f"progress is a {type(progress).__name__}: it must be a function of two numbers")
+    if executor is not None and not hasattr(executor, "submit"):
+        raise BackendError(
+            f"executor is a {type(executor).__name__}: it must have submit(), as concurrent.futures' have"
+        )
     rows = sources.opened(source)
     folded = net.input_shape and rows.shape[-len(net.input_shape) :] == net.input_shape
     rows.fold(len(net.input_shape) if folded and net.input_shape else min(len(rows.shape), 1))
@@ -112,9 +122,11 @@ def _to_file(
     plan: Plan, blocks: Blocks, path: Path, facts: dict[str, Any], tell: Progress, *, resume: bool, force: bool
 ) -> int:
     """Writes a file or a folder; gives the number of rows that were there already."""
-    _check_name(path, plan.source, force=force)
+    _check_name(path, plan.source)
     partial = names(path)[1]
     sink = sinks.sink(partial, path, plan.layout, plan.source.parts, plan.height)
+    if force and path.is_dir():
+        _check_replaced(path, sink)
     if resume and not plan.source.is_known:
         raise DataFileError("resume goes on with a file: an array as the source may be another one by now")
     if not (resume and partial.exists()):
@@ -229,9 +241,11 @@ class _Writing:
         raise error
 
 
-def _check_name(path: Path, source: sources.Source, *, force: bool) -> None:
+def _check_name(path: Path, source: sources.Source) -> None:
     """Raises `DataFileError` where an output may not have this name."""
     folder = not path.suffix
+    if path.name.startswith("-"):
+        raise DataFileError(f"{path.name} is no name for an output: a run writes files, give one such as y.npy")
     if not folder and path.suffix.lower() not in sinks.WRITTEN:
         raise DataFileError(
             f"{path}: no format {path.suffix} here: use {', '.join(sinks.WRITTEN)}, or no extension for a folder"
@@ -243,19 +257,14 @@ def _check_name(path: Path, source: sources.Source, *, force: bool) -> None:
             raise DataFileError(f"{here} is read from: choose another name for the output")
     if path.exists() and path.is_dir() != (folder or path.suffix.lower() == ".zarr"):
         raise DataFileError(f"{path} is a {'folder' if path.is_dir() else 'file'}: choose another name")
-    if force and path.is_dir():
-        foreign = next((p for p in sorted(path.iterdir()) if not _is_output(p, folder)), None)
-        if foreign is not None:
-            raise DataFileError(f"{path} holds {foreign.name}, which no run of ours made: choose another name")
 
 
-def _is_output(path: Path, folder: bool) -> bool:
-    """Whether it may stand in an output of ours, which is a folder of .npy files or one Zarr array."""
-    if folder:
-        return path.suffix == ".npy" and path.is_file()
-    if path.name == "zarr.json":
-        return b'"node_type": "array"' in path.read_bytes()
-    return path.name == "c" and path.is_dir()
+def _check_replaced(path: Path, sink: sinks.Sink) -> None:
+    """Raises `DataFileError` where a folder holds what an output of this kind would not."""
+    for entry in sorted(path.iterdir()):
+        group = entry.name == "zarr.json" and b'"node_type": "array"' not in entry.read_bytes()
+        if entry.name not in sink.entries or group or entry.is_dir() != (entry.name == "c"):
+            raise DataFileError(f"{path} holds {entry.name}, which this run would not make: choose another name")
 
 
 def _facts(plan: Plan, precision: str) -> dict[str, Any]:

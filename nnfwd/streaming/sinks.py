@@ -69,6 +69,8 @@ class Sink(ABC):
 
     keeps = True
     """Whether what was flushed can be gone on from."""
+    entries: frozenset[str] = frozenset()
+    """Of a folder, the names of what it will hold."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -253,6 +255,7 @@ class _Folder(Sink):
             parts = [(f"part-{i:05}.npy", n) for i, n in enumerate(lengths)]
         layouts = [layout.part(length) for _, length in parts]
         self._axis = len(layout.members)
+        self.entries = frozenset(file for file, _ in parts)
         self._files = [_Npy(path / file, part) for (file, _), part in zip(parts, layouts, strict=True)]
         self._edges = [0, *itertools.accumulate(part.rows for part in layouts)]
         self._open = 0  # the file that is being written
@@ -408,7 +411,11 @@ class _Npz(_Slabs):
 class _Zarr(_Slabs):
     """A Zarr store whose chunks are about a block of rows, each whole in its other axes."""
 
+    entries = frozenset({"zarr.json", "c"})
+
     def __init__(self, path: Path, layout: Layout, height: int) -> None:
+        if layout.dtype.kind not in "biuf":
+            raise DataFileError(f"{path.stem}: Zarr has no settled way to hold strings: write labels to .npy or .csv")
         self._path, self._zarr = path, imported_zarr()
         self._step = max(height // max(layout.inner, 1), 1)
         super().__init__(layout, self._step)

@@ -120,7 +120,9 @@ def opened(source: Any, /) -> Source:
     if not isinstance(source, str | os.PathLike):
         return _Array(source)
     path = Path(source)
-    if path.is_dir() and path.suffix.lower() != ".zarr":
+    if path.is_dir() and any(part.suffix.lower() == ".zarr" for part in (path, *path.parents)):
+        return _Zarr(path)
+    if path.is_dir():
         return _Folder(path)
     if path.suffix.lower() not in _OPENED:
         given = path.suffix or "without an extension"
@@ -202,7 +204,7 @@ class _Npy(Source):
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             try:
-                shape, dtype, order, self._start = npy_header(file, path.name)
+                shape, dtype, order, self._start = npy_header(file, "the array")
                 self.dtype = np.dtype(dtype)
             except (NnfwdError, ValueError, EOFError, TypeError) as error:
                 raise DataFileError(f"{path}: not a valid .npy file of numbers: {error}") from error
@@ -330,11 +332,20 @@ class _Csv(Source):
         self.dtype = np.dtype("float64")
         with self._open() as file:
             first = next(_lines(file), "")
-            self._named = bool(first) and not any(map(_is_value, first.split(",")))
+            cells = [cell.strip() for cell in first.split(",")]
+            self._named = bool(first) and not any(map(_is_value, cells))
             line = next(_lines(file), "") if self._named else first
             if not line:
                 raise DataFileError(f"{path} holds no numbers")
             columns = _parsed([line], self.name).shape[1]
+            if self._named and len(cells) != columns:
+                raise DataFileError(
+                    f"{path} has {len(cells)} names in its first line and {columns} numbers in its second"
+                )
+            if columns > 2 and cells == list(map(str, range(columns))):
+                raise DataFileError(
+                    f"{path} begins with 0,1,...,{columns - 1}, which may be names or a row: write names, or 0.0,1.0"
+                )
             self.shape = (1 + sum(1 for _ in _lines(file)), columns)
         self._at = 0
         self._left: Iterator[str] = iter(())
@@ -377,7 +388,14 @@ def _parsed(lines: list[str], where: str) -> np.ndarray:
     try:
         return np.loadtxt(lines, delimiter=",", ndmin=2)
     except ValueError as error:
-        raise InputFileError(f"{where}: not a valid .csv file of numbers: {error}") from error
+        raise InputFileError(
+            f"{where}: not a valid .csv file of numbers, with commas between: {_said(error)}"
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    """NumPy's message, without its advice, which names arguments of a function of its own."""
+    return str(error).partition(";")[0][:200]
 
 
 def _is_value(text: str) -> bool:
@@ -420,7 +438,8 @@ class _Zarr(_Array):
         if not hasattr(found, "shape"):
             names = sorted(found.array_keys())
             if not names or ("x" not in names and len(names) != 1):
-                raise DataFileError(f"{path} is a group of {', '.join(names) or 'no arrays'}: name one, {path}/x")
+                named = f": name one, {path}/{names[0]}" if names else ""
+                raise DataFileError(f"{path} is a group of {', '.join(names) or 'no arrays'}{named}")
             found = found["x" if "x" in names else names[0]]
         super().__init__(found, str(path))
 
