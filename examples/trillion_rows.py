@@ -33,5 +33,6 @@ for rows, nodes, size, where in plans:
     print(f"{rows:7.1e} {nodes:6} {8 * size:5}  {where:6}", *(f"{t:10.2g}" for t in times), "", bound)
 run = net.compile()
 rate = len(x) / min(timeit.repeat(lambda: run(x), number=1))
-print(f"{way(ONE) / way(ALL):.1f} nodes take all that the storage gives; one node's PCIe {way(ALL) / way(PCIE):.2f} of it.")
-print(f"These cores, on rows in memory: {rate:.1e} rows/s; {1 / way(ALL) / rate:.1g} such machines keep up with storage.")
+nodes, share = way(ONE) / way(ALL), way(ALL) / way(PCIE)
+print(f"{nodes:.1f} nodes take all that the storage gives; one node's PCIe would take {share:.2f} of it.")
+print(f"These cores, on rows in memory: {rate:.1e} rows/s; {1 / way(ALL) / rate:.1g} such machines keep up.")

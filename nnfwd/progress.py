@@ -45,12 +45,11 @@ class Bar:
         self._next = now + 0.1
         since, first = self._start
         share = done / max(total, 1)
-        bar = f"{'#' * int(share * _WIDTH):-<{_WIDTH}}"
-        text = f"{self._name}  {share:4.0%} {bar}  {_count(done)} of {_count(total)} rows"
+        text = f"{share:4.0%} {'#' * int(share * _WIDTH):-<{_WIDTH}}  {_count(done)} of {_count(total)} rows"
         if now > since and done > first:
             rate = (done - first) / (now - since)
             text += f"  {_count(rate)} rows/s  {_time((total - done) / rate)} left"
-        self._line(text)
+        self._line(f"{text}  {self._name}")  # the name last: a narrow terminal cuts it off
 
 
 def _count(n: float) -> str:

@@ -606,7 +606,8 @@ def test_csv_with_names(tmp_path):
         ("x.npy", b"no", "not a valid .npy"),
         ("x.npz", b"no", "not a valid .npz"),
         ("x.csv", b"a,b\n1,x\n", "not a valid .csv"),
-        ("x.csv", b"a,b\n1,2\n1\n", "not a valid .csv"),
+        ("x.csv", b"a,b\n1,2\n1\n", r"not a valid .csv file of numbers, with commas between: (?!.*usecols)"),
+        ("x.csv", b"1;2\n", "with commas between: could not convert string '1;2'"),
         ("x.csv", b"a,b\n", "holds no numbers"),
         ("x.csv", b"0,1,2\n5,6,7\n", "begins with 0,1,...,2, which may be names or a row"),
         ("x.csv", b"a,b,c\n5,6\n", "3 names in its first line and 2 numbers in its second"),
@@ -959,9 +960,9 @@ def test_progress_on_a_terminal_and_not_in_a_pipe(x, tmp_path, monkeypatch, caps
         for done, total in ((0, 1_000_000), (250, 1000), (500, 1000), (1_000_000, 1_000_000)):
             bar(done, total)
     shown = capsys.readouterr().err.split("\r")
-    assert shown[1] == "x.npy    0% ----------  0 of 1 M rows\x1b[K"
-    assert shown[3] == "x.npy   50% #####-----  500 of 1 k rows  500 rows/s  0:01 left\x1b[K"
-    assert shown[4] == "x.npy  100% ##########  1 M of 1 M rows  667 k rows/s  0:00 left\x1b[K"
+    assert shown[1] == "  0% ----------  0 of 1 M rows  x.npy\x1b[K"
+    assert shown[3] == " 50% #####-----  500 of 1 k rows  500 rows/s  0:01 left  x.npy\x1b[K"
+    assert shown[4] == "100% ##########  1 M of 1 M rows  667 k rows/s  0:00 left  x.npy\x1b[K"
     assert shown[-1] == "\x1b[K"
     with Progress(quiet=True) as line:
         Bar(line, "x.npy")(1, 2)

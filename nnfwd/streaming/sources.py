@@ -395,7 +395,7 @@ def _parsed(lines: list[str], where: str) -> np.ndarray:
 
 def _said(error: Exception) -> str:
     """NumPy's message, without its advice, which names arguments of a function of its own."""
-    return str(error).partition(";")[0][:200]
+    return str(error).partition("; use `usecols`")[0][:200]
 
 
 def _is_value(text: str) -> bool:
