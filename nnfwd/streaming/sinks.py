@@ -4,6 +4,7 @@ Files are written under another name, `OUTPUT.partial` in the same folder, and t
 on the disk. Rows come in order. What `flush` has seen to the disk is what an interrupted run goes on from.
 """
 
+import bisect
 import csv
 import io
 import itertools
@@ -268,8 +269,10 @@ class _Folder(Sink):
     def _shares(self, start: int, y: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
         """Which rows go to which file: its index, where in it they start, and they."""
         rows, found = y.shape[self._axis], []
-        for i in range(len(self._files)):
+        for i in range(bisect.bisect_right(self._edges, start) - 1, len(self._files)):
             first, last = max(self._edges[i], start), min(self._edges[i + 1], start + rows)
+            if self._edges[i] >= start + rows:
+                break
             if first < last:
                 chosen = (*(slice(None),) * self._axis, slice(first - start, last - start))
                 found.append((i, first - self._edges[i], y[chosen]))
