@@ -90,14 +90,15 @@ def test_killed_again_and_again(slow, note):
     sink.unlink()
 
 
-def test_interrupted_from_the_keyboard(slow):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_from_the_keyboard_or_by_a_scheduler(slow, sent):
     sink = slow / "y.csv"
     process = subprocess.Popen(
         command(slow / "model.npz", slow / "x.npy", "-o", sink), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     journal = sink.with_name("y.csv.journal")
     wait_for(lambda: journal.exists() and len(journal.read_text().splitlines()) > 1, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, error = process.communicate()
     assert process.returncode == 130
     assert error.count("\n") == 1
