@@ -82,7 +82,11 @@ def threaded(count: int, /) -> Iterator[None]:
         BLAS.hold(holder, 1, count)
         yield
     finally:
-        BLAS.release(holder)
+        try:
+            BLAS.release(holder)
+        except KeyboardInterrupt:  # at the worst of moments, as in `tiles.Pass`
+            BLAS.release(holder)
+            raise
 
 
 def large(x: np.ndarray, /) -> bool:

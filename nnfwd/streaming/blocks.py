@@ -51,19 +51,19 @@ class Plan:
         if dtype is None and not source.states_dtype:
             dtype = net.dtype
         none = np.zeros((0, source.width), source.dtype)
-        none = net(none, backend=backend, device=device, dtype=dtype, precision=precision)
+        _, none, self.dtype = placement.arrive(none, net.chain, adapter, device=device, dtype=dtype)
         self.net, self.source, self._labelled = net, source, labelled
         self._width = source.width
-        self.dtype = placement.dtype_name(none.dtype)
-        self.device = placement.device_name(adapter, none)
         threads = {"threads": 1} if "threads" in _backend.compile_options(adapter) else {}
         self._run = net.compile(backend=backend, device=device, dtype=self.dtype, precision=precision, **threads)
-        home = adapter.to_numpy(none)
+        made = self._run(none)
+        self.device = placement.device_name(adapter, made)
+        home = adapter.to_numpy(made)
         if labelled:
             home = labels(net, home)
         members = () if net.chain.members is None else (net.chain.members,)
         self.layout = Layout(members, source.lead, () if labelled else home.shape[-1:], home.dtype)
-        self.height = _height(net, source.width, none.shape[-1])
+        self.height = _height(net, source.width, made.shape[-1])
         given = placement.dtype_name(source.dtype)
         cast = given in placement.REAL and self.dtype != "bfloat16"  # otherwise the backend casts
         self._dtype = np.dtype(self.dtype if cast else given)
@@ -93,6 +93,10 @@ class Plan:
         with np.errstate(all="ignore"):  # as `placement.rounded`
             self.source.read_into(start, start + n, block.x[:n])
         block.x[n:] = block.x[n - 1]
+
+    def rows(self, i: int) -> np.ndarray:
+        """The inputs of block i as the source has them."""
+        return self.source.read(i * self.height, min((i + 1) * self.height, self.layout.rows))
 
     def start(self, block: "Block", /) -> Any:
         """Begins with the outputs of a block; some libraries return before they are made."""
@@ -134,8 +138,9 @@ class Plan:
         with self.threaded(1):
             for x in blocks:
                 block.rows = len(x)
-                block.x[: len(x)] = x
-                block.x[len(x) :] = x[-1]
+                with np.errstate(all="ignore"):
+                    block.x[: len(x)] = x
+                block.x[len(x) :] = block.x[len(x) - 1]
                 found.append(self.compute(block).copy())
         return np.concatenate(found, axis=len(self.layout.members))
 
@@ -239,10 +244,7 @@ def _elsewhere(plan: Plan, first: int, workers: int, executor: Executor) -> Outp
         last = min(i + together, plan.blocks)
         if plan.source.travels:
             return i * plan.height, executor.submit(Plan.computed, plan, i, last)
-        blocks = [plan.block() for _ in range(i, last)]
-        for j, block in zip(range(i, last), blocks, strict=True):
-            plan.read(j, block)
-        return i * plan.height, executor.submit(Plan.given, plan, [block.x[: block.rows] for block in blocks])
+        return i * plan.height, executor.submit(Plan.given, plan, [plan.rows(j) for j in range(i, last)])
 
     pending: collections.deque[tuple[int, Any]] = collections.deque()
     left = iter(range(first, plan.blocks, together))

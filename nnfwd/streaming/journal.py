@@ -10,6 +10,7 @@ so a journal without its partial is either that of nothing yet, or that of a com
 the journal is locked, and nothing is removed that a journal of ours does not vouch for.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -46,16 +47,14 @@ class Journal:
         self._replaces = force
         self._old: str | None = None  # the name that a folder which is replaced has for a moment
         self._file = self._locked()
-        try:
+        with contextlib.ExitStack() as refused:
+            refused.callback(self.close)
+            refused.callback(self._remove_empty)
             lines = self._lines(force=force)
             self._go_on(lines, facts, resume=resume, force=force)
             if not (self.complete or self.rows):
                 self._begin(facts, known=bool(lines))
-        except BaseException:
-            if not self._size():  # it was made just now
-                self._remove()
-            self.close()
-            raise
+            refused.pop_all()
 
     def _locked(self) -> IO[bytes]:
         """The file, made if there is none, and locked: of two runs that begin together, one."""
@@ -72,6 +71,11 @@ class Journal:
             if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 return file
             file.close()  # the run that had it ended, and removed it, between our opening and our locking it
+
+    def _remove_empty(self) -> None:
+        """Takes away a journal that was made just now."""
+        if not self._size():
+            self._remove()
 
     def _size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
